@@ -1,0 +1,177 @@
+"""V2 tensors to arrays and back, for every datatype, and what is refused."""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from model_repository import TensorSpec
+from serving.errors import InvalidInput
+from serving.pb import inference_pb2 as pb
+from serving.tensors import DATATYPES, decode_inputs, decode_raw, encode_outputs, encode_raw
+
+EXTREMES: dict[str, list[object]] = {
+    "BOOL": [True, False],
+    "INT8": [-128, 127],
+    "INT16": [-(2**15), 2**15 - 1],
+    "INT32": [-(2**31), 2**31 - 1],
+    "INT64": [-(2**63), 2**63 - 1],
+    "UINT8": [0, 255],
+    "UINT16": [0, 2**16 - 1],
+    "UINT32": [0, 2**32 - 1],
+    "UINT64": [0, 2**64 - 1],
+    "FP16": [0.5, -65504.0],
+    "FP32": [0.5, -3.0e38],
+    "FP64": [0.1, -1e308],
+    "BYTES": ["", "drei ③"],
+}
+IMAGES = (TensorSpec("images", "UINT8", (-1, 2, 2)),)
+
+
+def request(datatype: str, shape: list[int], name: str = "images") -> pb.ModelInferRequest:
+    message = pb.ModelInferRequest()
+    message.inputs.add(name=name, datatype=datatype, shape=shape)
+    return message
+
+
+def array_of(datatype: str) -> NDArray[np.generic]:
+    return np.array(EXTREMES[datatype], DATATYPES[datatype].dtype)
+
+
+def test_the_table_has_every_datatype_of_the_protocol() -> None:
+    assert set(DATATYPES) == set(EXTREMES)
+
+
+@pytest.mark.parametrize("datatype", EXTREMES)
+def test_raw_contents_survive_the_round_trip(datatype: str) -> None:
+    spec = TensorSpec("x", datatype, (-1,))
+    response = pb.ModelInferResponse()
+    encode_outputs(response, {"x": array_of(datatype)}, [spec])
+    message = request(datatype, list(response.outputs[0].shape), "x")
+    message.raw_input_contents.extend(response.raw_output_contents)
+    back = decode_inputs(message, [spec])["x"]
+    assert back.tolist() == array_of(datatype).tolist()
+    assert back.dtype == DATATYPES[datatype].dtype
+
+
+@pytest.mark.parametrize("datatype", [name for name, kind in DATATYPES.items() if kind.contents])
+def test_typed_contents_are_read_from_the_datatypes_own_field(datatype: str) -> None:
+    message = request(datatype, [2], "x")
+    field = DATATYPES[datatype].contents
+    assert field
+    values = EXTREMES[datatype]
+    items = [str(v).encode() for v in values] if datatype == "BYTES" else values
+    getattr(message.inputs[0].contents, field).extend(items)
+    back = decode_inputs(message, [TensorSpec("x", datatype, (2,))])["x"]
+    assert back.tolist() == array_of(datatype).tolist()
+    assert back.dtype == DATATYPES[datatype].dtype
+
+
+def test_a_raw_tensor_is_a_view_and_not_a_copy() -> None:
+    data = bytes(range(8))
+    assert np.shares_memory(
+        decode_raw("x", DATATYPES["UINT8"], (2, 2, 2), data), np.frombuffer(data, np.uint8)
+    )
+
+
+def test_raw_bytes_elements_carry_their_length_as_four_little_endian_bytes() -> None:
+    kind = DATATYPES["BYTES"]
+    assert encode_raw(kind, np.array(["ab", ""], object)) == b"\x02\0\0\0ab\0\0\0\0"
+
+
+def test_a_sliced_output_is_written_in_row_major_order() -> None:
+    array = np.arange(6, dtype=np.int64).reshape(2, 3).T
+    assert encode_raw(DATATYPES["INT64"], array) == struct.pack("<6q", 0, 3, 1, 4, 2, 5)
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]))))
+def test_any_text_survives_as_bytes(texts: list[str]) -> None:
+    kind = DATATYPES["BYTES"]
+    array = np.empty(len(texts), object)
+    array[:] = texts
+    assert decode_raw("x", kind, (len(texts),), encode_raw(kind, array)).tolist() == texts
+
+
+@given(st.binary(max_size=40))
+def test_any_raw_bytes_are_read_or_refused(data: bytes) -> None:
+    try:
+        array = decode_raw("x", DATATYPES["BYTES"], (2,), data)
+    except InvalidInput:
+        return
+    assert encode_raw(DATATYPES["BYTES"], array) == data
+
+
+def refusal(message: pb.ModelInferRequest, specs: tuple[TensorSpec, ...] = IMAGES) -> str:
+    with pytest.raises(InvalidInput) as caught:
+        decode_inputs(message, specs)
+    return str(caught.value)
+
+
+def raw(datatype: str, shape: list[int], *contents: bytes) -> pb.ModelInferRequest:
+    message = request(datatype, shape)
+    message.raw_input_contents.extend(contents)
+    return message
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        (raw("FP32", [1, 2, 2], bytes(16)), "input 'images': expected datatype UINT8, got 'FP32'"),
+        (raw("UINT8", [1, 4], bytes(4)), "input 'images': expected shape [-1, 2, 2], got [1, 4]"),
+        (raw("UINT8", [0, 2, 2], b""), "expected shape [-1, 2, 2], got [0, 2, 2]"),
+        (raw("UINT8", [-1, 2, 2], bytes(4)), "expected shape [-1, 2, 2], got [-1, 2, 2]"),
+        (raw("UINT8", [2, 2, 2], bytes(7)), "UINT8 [2, 2, 2] takes 8 bytes, got 7"),
+        (raw("UINT8", [1, 2, 2], bytes(4), b""), "raw_input_contents has 2 entries for 1 inputs"),
+        (request("UINT8", [1, 2, 2]), "takes 4 elements in uint_contents, got 0"),
+        (request("UINT8", [1, 2, 2], "pictures"), "input 'pictures' is unknown; expected 'images'"),
+        (pb.ModelInferRequest(), "input 'images' is missing"),
+    ],
+)
+def test_a_refusal_names_the_tensor_what_was_expected_and_what_came(
+    message: pb.ModelInferRequest, expected: str
+) -> None:
+    assert expected in refusal(message)
+
+
+def test_an_input_given_twice_is_refused() -> None:
+    message = request("UINT8", [1, 2, 2])
+    message.inputs.append(message.inputs[0])
+    assert refusal(message) == "input 'images' is given twice"
+
+
+def test_raw_and_typed_contents_together_are_refused() -> None:
+    message = raw("UINT8", [1, 2, 2], bytes(4))
+    message.inputs[0].contents.uint_contents.extend([0] * 4)
+    assert refusal(message) == "input 'images' has contents beside raw_input_contents"
+
+
+def test_a_typed_value_beyond_its_datatype_is_refused_not_wrapped() -> None:
+    message = request("UINT8", [1, 2, 2])
+    message.inputs[0].contents.uint_contents.extend([0, 1, 2, 256])
+    assert "uint_contents holds a value beyond UINT8" in refusal(message)
+
+
+@pytest.mark.parametrize(
+    ("datatype", "data", "expected"),
+    [
+        ("BOOL", b"\x02", "BOOL takes bytes 0 and 1 only"),
+        ("BYTES", b"\x01\0", "BYTES element 0 has no length"),
+        ("BYTES", b"\x05\0\0\0abc", "BYTES element 0 takes 5 bytes, got 3"),
+        ("BYTES", b"\0\0\0\0" * 2, "BYTES [1] takes 1 elements, got 2"),
+        ("BYTES", b"\x01\0\0\0\xff", "BYTES elements must be UTF-8"),
+    ],
+)
+def test_malformed_raw_elements_are_refused(datatype: str, data: bytes, expected: str) -> None:
+    message = request(datatype, [1], "x")
+    message.raw_input_contents.append(data)
+    assert expected in refusal(message, (TensorSpec("x", datatype, (1,)),))
+
+
+def test_half_floats_have_no_typed_contents() -> None:
+    message = request("FP16", [1], "x")
+    assert "takes raw_input_contents only" in refusal(message, (TensorSpec("x", "FP16", (1,)),))
