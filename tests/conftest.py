@@ -1,0 +1,266 @@
+"""Real servers over tiny real models: a linear classifier of handwritten digits, and an echo."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import grpc
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from model_repository import ONNX_PLATFORM, Draft, TensorSpec, Variant, publish, staging
+from serving.config import ServerConfig
+from serving.pb import inference_pb2_grpc as pb_grpc
+from serving.server import Server
+
+ROOT = Path(__file__).parent.parent
+THREES_AND_SEVENS = ("3", "7")
+IMAGES = TensorSpec("images", "UINT8", (-1, 28, 28))
+CLASSIFIER_OUTPUTS = (
+    TensorSpec("probabilities", "FP32", (-1, 2)),
+    TensorSpec("labels", "INT64", (-1,)),
+)
+ECHO_TYPES = {
+    "BOOL": TensorProto.BOOL,
+    "INT8": TensorProto.INT8,
+    "INT16": TensorProto.INT16,
+    "INT32": TensorProto.INT32,
+    "INT64": TensorProto.INT64,
+    "UINT8": TensorProto.UINT8,
+    "UINT16": TensorProto.UINT16,
+    "UINT32": TensorProto.UINT32,
+    "UINT64": TensorProto.UINT64,
+    "FP16": TensorProto.FLOAT16,
+    "FP32": TensorProto.FLOAT,
+    "FP64": TensorProto.DOUBLE,
+    "BYTES": TensorProto.STRING,
+}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect, and so count, what needs MNIST when MNIST_DIR does not say where it is."""
+    if os.environ.get("MNIST_DIR"):
+        return
+    needing = [item for item in items if item.get_closest_marker("mnist")]
+    if needing:
+        config.hook.pytest_deselected(items=needing)
+        items[:] = [item for item in items if item not in needing]
+
+
+@pytest.fixture(scope="session")
+def mnist_dir() -> Path:
+    """The directory of the MNIST files; only for tests marked `mnist`."""
+    return Path(os.environ["MNIST_DIR"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Digits:
+    """Real handwritten threes and sevens: uint8 images (N, 28, 28) and their class, 0 or 1."""
+
+    images: NDArray[np.uint8]
+    classes: NDArray[np.int64]
+
+
+@pytest.fixture(scope="session")
+def digits() -> Digits:
+    """The threes and sevens of scikit-learn's handwritten digits, enlarged to 28x28."""
+    bunch = load_digits()
+    wanted = np.isin(bunch.target, (3, 7))
+    small = (bunch.images[wanted] * 255 / 16).astype(np.uint8)
+    images = [np.asarray(Image.fromarray(image).resize((28, 28))) for image in small]
+    return Digits(np.stack(images), (bunch.target[wanted] == 7).astype(np.int64))
+
+
+def save_classifier(path: Path, digits: Digits) -> None:
+    """A softmax over the distances to each class's mean digit, which is linear in the pixels."""
+    flat = digits.images.reshape(len(digits.images), -1) / 255.0
+    means = np.stack([flat[digits.classes == c].mean(axis=0) for c in (0, 1)])
+    weights = (means.T * 2).astype(np.float32)  # (784, 2)
+    bias = -(means**2).sum(axis=1).astype(np.float32)  # (2,)
+    constants = {"weights": weights, "bias": bias, "scale": np.float32(255)}
+    nodes = [
+        helper.make_node("Cast", ["images"], ["pixels"], to=TensorProto.FLOAT),
+        helper.make_node("Div", ["pixels", "scale"], ["ink"]),
+        helper.make_node("Flatten", ["ink"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "weights", "bias"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["probabilities"]),
+        helper.make_node("ArgMax", ["scores"], ["labels"], axis=1, keepdims=0),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "classifier",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", 28, 28])],
+        [
+            helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", 2]),
+            helper.make_tensor_value_info("labels", TensorProto.INT64, ["N"]),
+        ],
+        [numpy_helper.from_array(np.asarray(v), name) for name, v in constants.items()],
+    )
+    save(graph, path)
+
+
+def save_echo(path: Path, shape: list[str | int]) -> None:
+    """Gives every input back, one of each datatype: in_FP32 as out_FP32."""
+    nodes = [helper.make_node("Identity", [f"in_{t}"], [f"out_{t}"]) for t in ECHO_TYPES]
+    inputs = [helper.make_tensor_value_info(f"in_{t}", e, shape) for t, e in ECHO_TYPES.items()]
+    outputs = [helper.make_tensor_value_info(f"out_{t}", e, shape) for t, e in ECHO_TYPES.items()]
+    save(helper.make_graph(nodes, "echo", inputs, outputs), path)
+
+
+def save(graph: onnx.GraphProto, path: Path) -> None:
+    """Write a checked model that ONNX Runtime of any supported age reads."""
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+
+
+def publish_model(
+    repository: Path,
+    name: str,
+    write: Callable[[Path], None],
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    labels: tuple[str, ...] = (),
+) -> Path:
+    """Publish the file that `write` makes as the next version of a model."""
+    with staging(repository) as directory:
+        write(directory / "model.onnx")
+        variant = Variant("model.onnx", ONNX_PLATFORM, "fp32", "", accuracy=None)
+        return publish(directory, Draft(name, inputs, outputs, (variant,), {"labels": labels}))
+
+
+def publish_classifier(repository: Path, digits: Digits, name: str = "classifier") -> Path:
+    """Publish the linear classifier of threes and sevens."""
+    return publish_model(
+        repository,
+        name,
+        lambda path: save_classifier(path, digits),
+        (IMAGES,),
+        CLASSIFIER_OUTPUTS,
+        THREES_AND_SEVENS,
+    )
+
+
+def publish_echo(repository: Path, name: str, shape: tuple[int, ...]) -> Path:
+    """Publish the echo of every datatype; -1 in the shape is variable."""
+    names: list[str | int] = ["N" if size == -1 else size for size in shape]
+    return publish_model(
+        repository,
+        name,
+        lambda path: save_echo(path, names),
+        tuple(TensorSpec(f"in_{t}", t, shape) for t in ECHO_TYPES),
+        tuple(TensorSpec(f"out_{t}", t, shape) for t in ECHO_TYPES),
+    )
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory, digits: Digits) -> Path:
+    """Models `classifier` (version 1), `echo` (batchable) and `echo_fixed` (shape [2, 3])."""
+    path = tmp_path_factory.mktemp("models")
+    publish_classifier(path, digits)
+    publish_echo(path, "echo", (-1, 3))
+    publish_echo(path, "echo_fixed", (2, 3))
+    return path
+
+
+@dataclasses.dataclass(frozen=True)
+class Running:
+    """A server that has loaded, and a channel to it."""
+
+    server: Server
+    address: str
+    channel: grpc.Channel
+    stub: pb_grpc.GRPCInferenceServiceStub
+    metrics_url: str
+
+
+@contextmanager
+def running_server(repository: Path, **options: object) -> Iterator[Running]:
+    """Serve a repository in this process, on free ports; options are ServerConfig's."""
+    defaults = ServerConfig(
+        model_repository=repository, grpc_port=0, metrics_port=0, intra_op_threads=1
+    )
+    server = Server(dataclasses.replace(defaults, **options))  # type: ignore[arg-type]
+    server.start()
+    try:
+        server.wait_until_loaded()
+        address = f"localhost:{server.grpc_port}"
+        url = f"http://localhost:{server.metrics_port}/metrics"
+        with grpc.insecure_channel(address) as channel:
+            stub = pb_grpc.GRPCInferenceServiceStub(channel)
+            yield Running(server, address, channel, stub, url)
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def serve() -> Callable[..., AbstractContextManager[Running]]:
+    """`with serve(repository, max_batch_size=8) as running:` for a server of one's own."""
+    return running_server
+
+
+@pytest.fixture(scope="session")
+def running(repository: Path) -> Iterator[Running]:
+    """One server over `repository`, shared by the tests that do not mind company."""
+    with running_server(repository) as server:
+        yield server
+
+
+@dataclasses.dataclass
+class Process:
+    """`python -m serving` in a process of its own; `log` grows while it runs."""
+
+    popen: subprocess.Popen[str]
+    log: list[str]
+    address: str = ""
+
+    def wait_for(self, pattern: str) -> re.Match[str]:
+        """Read the log up to a line that matches."""
+        assert self.popen.stderr is not None
+        for line in self.popen.stderr:
+            self.log.append(line)
+            if match := re.search(pattern, line):
+                return match
+        raise AssertionError(f"{pattern!r} never came:\n{''.join(self.log)}")
+
+    def finish(self) -> int:
+        """Read the rest of the log; the exit status."""
+        assert self.popen.stderr is not None
+        self.log.extend(self.popen.stderr)
+        return self.popen.wait(timeout=30)
+
+
+@contextmanager
+def server_process(*arguments: str) -> Iterator[Process]:
+    """Run the server's command line with free ports; killed after a minute or when left."""
+    command = [sys.executable, "-m", "serving", "--grpc-port", "0", "--metrics-port", "0"]
+    popen = subprocess.Popen(
+        [*command, *arguments],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    watchdog = threading.Timer(60, popen.kill)
+    watchdog.start()
+    try:
+        yield Process(popen, [])
+    finally:
+        watchdog.cancel()
+        popen.kill()
+        popen.wait()
+        assert popen.stderr is not None
+        popen.stderr.close()

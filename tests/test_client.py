@@ -1,0 +1,91 @@
+"""The client library and its command line, against a real server."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from conftest import Digits, Running
+from PIL import Image
+
+from serving.client import Client, RequestFailed, main
+
+
+def test_images_come_back_with_named_labels_and_probabilities(
+    running: Running, digits: Digits
+) -> None:
+    with Client(running.address) as client:
+        answer = client.classify(digits.images, "classifier")
+    assert len(digits.images) > 64  # so that it took several requests
+    named = np.array(["3", "7"])[digits.classes]
+    assert (np.array(answer.labels) == named).mean() > 0.95
+    assert answer.probabilities.shape == (len(digits.images), 2)
+    assert (answer.model, answer.version, answer.classes) == ("classifier", "1", ("3", "7"))
+
+
+def test_one_image_needs_no_batch_dimension(running: Running, digits: Digits) -> None:
+    with Client(running.address) as client:
+        assert client.classify(digits.images[0], "classifier").probabilities.shape == (1, 2)
+
+
+@pytest.mark.parametrize(
+    "images", [np.zeros((1, 28, 28)), np.zeros((0, 28, 28), np.uint8), np.zeros(784, np.uint8)]
+)
+def test_what_are_no_images_is_refused_before_it_is_sent(
+    running: Running, images: np.ndarray[tuple[int, ...], np.dtype[np.generic]]
+) -> None:
+    with Client(running.address) as client, pytest.raises(ValueError, match="must be uint8"):
+        client.classify(images, "classifier")
+
+
+def test_a_refusal_carries_the_servers_status_and_words(running: Running, digits: Digits) -> None:
+    with Client(running.address) as client, pytest.raises(RequestFailed) as caught:
+        client.classify(digits.images[:1], "resnet")
+    assert caught.value.code == grpc.StatusCode.NOT_FOUND
+    assert str(caught.value) == "NOT_FOUND: model 'resnet' is unknown"
+
+
+def save_png(path: Path, digits: Digits, index: int) -> str:
+    Image.fromarray(digits.images[index]).save(path)
+    return str(path)
+
+
+def test_the_command_prints_file_label_and_probability(
+    running: Running, digits: Digits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    three, seven = int(np.argmin(digits.classes)), int(np.argmax(digits.classes))
+    files = [save_png(tmp_path / f"{i}.png", digits, i) for i in (three, seven)]
+    arguments = ["classify", *files, "--model", "classifier", "--address", running.address]
+    assert main(arguments) == 0
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [row[:2] for row in rows] == [[files[0], "3"], [files[1], "7"]]
+    assert all(0.5 < float(row[2]) <= 1 for row in rows)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\x89PNG\r\n\x1a\n garbage"])
+def test_a_bad_file_is_one_line_and_status_2(
+    content: bytes | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "bad.png"
+    if content is not None:
+        file.write_bytes(content)
+    assert main(["classify", str(file), "--model", "classifier"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert str(file) in error
+    assert error.count("\n") == 1
+
+
+def test_a_server_that_is_not_there_is_one_line_and_status_1(
+    digits: Digits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+    file = save_png(tmp_path / "3.png", digits, 0)
+    assert main(["classify", file, "--model", "classifier", "--address", address]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {address}: UNAVAILABLE: ")
+    assert error.count("\n") == 1
