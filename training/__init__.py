@@ -1,0 +1,1 @@
+"""Training: digit images in, verified and published models out."""
