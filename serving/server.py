@@ -152,12 +152,15 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 
 
 def _wait_for_signal() -> None:
-    """Return at the first SIGTERM or SIGINT; a second one then kills the process as usual."""
+    """Return at the first SIGTERM or SIGINT; only SIGINT, pressed again, then kills.
+
+    A second SIGTERM is nobody's impatience: `timeout` and some init processes send two.
+    """
     stopping = threading.Event()
 
     def stop(number: int, frame: FrameType | None) -> None:
-        for each in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(each, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         stopping.set()
 
     for each in (signal.SIGTERM, signal.SIGINT):

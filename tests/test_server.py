@@ -257,6 +257,7 @@ def test_a_signal_lets_what_is_in_flight_finish_and_exits_with_0(
             stub.ServerLive(pb.ServerLiveRequest())  # sent later on the same connection
             process.popen.send_signal(number)
             assert next(watch).status == HEALTH.NOT_SERVING
+            process.popen.send_signal(signal.SIGTERM)  # once more changes nothing
             assert future.result().model_name == "classifier"
             watch.cancel()
         assert process.finish() == 0
