@@ -1,0 +1,58 @@
+# Two commands for a newcomer: `make demo` and `make test`. Everything runs in .venv.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+# cpu or gpu: onnxruntime or onnxruntime-gpu, never both.
+RUNTIME ?= cpu
+# Where torch comes from, when not from pip's ordinary index; README says what to set.
+TORCH_INDEX_URL ?=
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --quiet --constraint constraints.txt
+
+.PHONY: demo test lint format proto constraints clean
+
+demo: $(VENV)/.runtime
+	@$(BIN)/python -m deploy.demo $(if $(ONCE),--once)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy model_repository.py digit_image.py training serving benchmarks deploy tests
+	$(BIN)/lint-imports
+	@$(MAKE) --no-print-directory proto
+	git diff --exit-code -- serving/pb
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+# The option maps proto/ to serving/pb, so that generated imports need no editing.
+proto: $(VENV)/.dev
+	$(BIN)/python -m grpc_tools.protoc -Iserving/pb=proto --python_out=. --grpc_python_out=. \
+	  --mypy_out=. --mypy_grpc_out=. serving/pb/inference.proto
+
+constraints: $(VENV)/.dev
+	{ echo '# Every exact version that was tested together; `make constraints` writes it anew.'; \
+	  $(PIP) freeze --exclude-editable | sed 's/+cpu$$//'; } >constraints.txt
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or later is needed; set PYTHON=... to one" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "installing into $(VENV) ..."
+	$(if $(TORCH_INDEX_URL),@$(INSTALL) --index-url $(TORCH_INDEX_URL) torch)
+	@$(INSTALL) --editable '.[training,serving,$(RUNTIME)]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime
+	@$(INSTALL) --editable '.[dev,$(RUNTIME)]'
+	@touch $@

@@ -1,0 +1,1 @@
+"""Runnable comparisons; each writes JSON and a table to benchmarks/results."""

@@ -1,0 +1,192 @@
+"""``make demo``: train what is missing, serve it, classify real images through it, show a table.
+
+Runs the two programs as a user would, as processes of their own, and talks to the server only as
+its clients do. Settings come from the environment that those programs read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from model_repository import HOLDOUT, Manifest, model_names, read_manifest, versions
+from serving.client import Client, RequestFailed
+
+STANDARD = ("pixel_similarity", "linear", "mlp", "mlp_deep", "resnet18")
+TEN_DIGITS = ("mlp_deep", "resnet18")
+READY_TIMEOUT = 60.0  # seconds
+TIMED_REQUESTS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What came back over gRPC for one model's holdout images."""
+
+    right: int
+    images: int
+    median_ms: float  # one image per request
+
+
+def main() -> int:
+    """0 when every model was trained, served and answered as its manifest says."""
+    parser = argparse.ArgumentParser(prog="python -m deploy.demo", description=__doc__)
+    parser.add_argument("--once", action="store_true", help="stop after the table")
+    parser.add_argument("--model-repository", type=Path, default=Path("models"))
+    arguments = parser.parse_args()
+    console = Console()
+    try:
+        _train(arguments.model_repository)
+        with _server(arguments.model_repository) as address:
+            _show(arguments.model_repository, address, console)
+            if not arguments.once:
+                _wait(console)
+    except subprocess.CalledProcessError as error:
+        return error.returncode
+    except (RuntimeError, RequestFailed) as error:
+        console.print(f"error: {error}", style="red")
+        return 1
+    return 0
+
+
+def _train(repository: Path) -> None:
+    """Five models for threes against sevens, two for all ten digits; what is there is kept."""
+    _train_some(repository, STANDARD, "3,7")
+    dataset = read_manifest(_latest(repository, "resnet18")).dataset
+    on_mnist = dataset is not None and dataset.name == "mnist"
+    _train_some(repository, ("mlp_deep",), "0-9")
+    # One epoch over MNIST's 60,000 images is enough here; the few bundled digits need the recipe's.
+    _train_some(repository, ("resnet18",), "0-9", *(["--epochs", "1"] if on_mnist else []))
+
+
+def _train_some(repository: Path, models: tuple[str, ...], classes: str, *more: str) -> None:
+    command = [sys.executable, "-m", "training", "--skip-existing", "--classes", classes]
+    command += ["--models", ",".join(models), "--model-repository", str(repository), *more]
+    subprocess.run(command, check=True)
+
+
+@contextmanager
+def _server(repository: Path) -> Iterator[str]:
+    """The address of a server that is ready; it is drained with SIGTERM when left."""
+    command = [sys.executable, "-m", "serving", "--model-repository", str(repository)]
+    process = subprocess.Popen(command)
+    address = f"localhost:{os.environ.get('DIGITS_GRPC_PORT', '8001')}"
+    try:
+        _wait_until_ready(process, address)
+        yield address
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], address: str) -> None:
+    end = time.monotonic() + READY_TIMEOUT
+    with Client(address) as client:
+        while not client.ready():
+            if process.poll() is not None:
+                raise RuntimeError("the server did not start; its message is above")
+            if time.monotonic() > end:
+                raise RuntimeError(f"the server was not ready within {READY_TIMEOUT:.0f} s")
+            time.sleep(0.1)
+
+
+def _show(repository: Path, address: str, console: Console) -> None:
+    table = Table(title="What was trained, exported and served")
+    for head in ("model", "classes", "data"):
+        table.add_column(head)
+    for head in ("accuracy", "int8", "parity", "model.pt", "model.onnx", "served", "latency"):
+        table.add_column(head, justify="right")
+    with Client(address) as client:
+        for name in model_names(repository):
+            directory = _latest(repository, name)
+            manifest = read_manifest(directory)
+            table.add_row(*_row(directory, manifest, _ask(client, directory, manifest)))
+    console.print(table)
+    console.print(
+        "accuracy: validation images, PyTorch and ONNX alike; int8: the quantised file's; parity:\n"
+        "largest probability difference between PyTorch, TorchScript and ONNX Runtime; served: right\n"
+        "answers over gRPC on labelled images; latency: median of one image per request, over gRPC."
+    )
+    _print_addresses(address, console)
+
+
+def _print_addresses(address: str, console: Console) -> None:
+    metrics = f"http://localhost:{os.environ.get('DIGITS_METRICS_PORT', '8002')}/metrics"
+    console.print(f"\ngRPC     {address}\nmetrics  {metrics}", highlight=False)
+    console.print(
+        f"""\nCall it from Python:
+
+  from serving.client import Client
+  images = ...  # uint8, (N, 28, 28): 0 black, 255 white ink
+  print(Client("{address}").classify(images, model="resnet18_0_9").labels)
+
+or with image files:
+
+  {os.path.relpath(sys.executable)} -m serving.client classify FILE.png --model resnet18_0_9
+""",
+        highlight=False,
+        markup=False,
+    )
+
+
+def _ask(client: Client, directory: Path, manifest: Manifest) -> Served:
+    """Send the version's labelled holdout images through the server."""
+    with np.load(directory / HOLDOUT, allow_pickle=False) as holdout:
+        images, labels = holdout["images"], holdout["labels"]
+    answer = client.classify(images, manifest.name, version=str(manifest.version))
+    right = sum(manifest.labels[i] == a for i, a in zip(labels, answer.labels, strict=True))
+    times = []
+    for number in range(TIMED_REQUESTS):
+        start = time.perf_counter()
+        client.classify(images[number % len(images)], manifest.name)
+        times.append(time.perf_counter() - start)
+    return Served(right, len(images), statistics.median(times) * 1000)
+
+
+def _row(directory: Path, manifest: Manifest, served: Served) -> list[str]:
+    int8 = [v.accuracy for v in manifest.variants if v.precision == "int8"]
+    labels = manifest.labels
+    return [
+        manifest.name,
+        ",".join(labels) if len(labels) < 4 else f"{labels[0]} to {labels[-1]}",
+        manifest.dataset.name if manifest.dataset else "-",
+        f"{manifest.accuracy:.4f}",
+        f"{int8[0]:.4f}" if int8 else "-",
+        f"{manifest.parity.max_probability_difference:.0e}" if manifest.parity else "-",
+        _size(directory / "model.pt"),
+        _size(directory / "model.onnx"),
+        f"{served.right}/{served.images}",
+        f"{served.median_ms:.2f} ms",
+    ]
+
+
+def _size(path: Path) -> str:
+    size = path.stat().st_size
+    return f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size / 2**10:.0f} KiB"
+
+
+def _latest(repository: Path, name: str) -> Path:
+    return repository / name / str(versions(repository / name)[-1])
+
+
+def _wait(console: Console) -> None:
+    """Serve until Ctrl-C, which the server, in the same terminal, hears too."""
+    with suppress(KeyboardInterrupt):
+        signal.pause()
+    console.print("stopping")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

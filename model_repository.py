@@ -1,0 +1,395 @@
+"""The contract between training and serving: a versioned model repository on disk.
+
+Owns the layout ``<repository>/<model>/<version>/{manifest.json, model.onnx, ...}``, the Manifest
+that describes one version, and how one is published. Standard library only; opens no model file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+HOLDOUT = "holdout.npz"
+ONNX_PLATFORM = "onnx_onnxv1"
+TORCHSCRIPT_PLATFORM = "pytorch_torchscript"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
+_VERSION = re.compile(r"[1-9][0-9]*\Z")
+
+
+class RepositoryError(Exception):
+    """A repository, version or manifest that cannot be used; the message names the path and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One named tensor: a V2 datatype such as "FP32" and a shape in which -1 is variable."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One runnable file of a version: what runs it, at which precision, how accurate it proved."""
+
+    file: str
+    platform: str
+    precision: str
+    sha256: str
+    accuracy: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetFacts:
+    """The images a version was trained (train), quantised (calibration) and judged (valid) on."""
+
+    name: str
+    checksum: str
+    train_images: int
+    calibration_images: int
+    valid_images: int
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """How far eager PyTorch, TorchScript and ONNX Runtime lay apart over the validation images."""
+
+    images: int
+    batch_sizes: tuple[int, ...]
+    label_disagreements: int
+    max_probability_difference: float
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Immutable facts of one published version.
+
+    Everything with a default is optional: an absent value switches off the feature that needs it.
+    Unknown keys are ignored when read, so that later versions of the format stay readable.
+    """
+
+    name: str
+    version: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    variants: tuple[Variant, ...]
+    files: dict[str, str]  # file name -> sha256, every file beside the manifest
+    format_version: int = FORMAT_VERSION
+    task: str = "classification"
+    labels: tuple[str, ...] = ()
+    accuracy: float | None = None
+    dataset: DatasetFacts | None = None
+    recipe: dict[str, object] | None = None
+    parity: Parity | None = None
+    quality: dict[str, object] | None = None
+    source_commit: str | None = None
+    created: str | None = None  # ISO 8601, UTC
+
+    def variant(self, platform: str, precision: str) -> Variant | None:
+        """The variant of that platform and precision, or None."""
+        for variant in self.variants:
+            if (variant.platform, variant.precision) == (platform, precision):
+                return variant
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What a publisher knows before a version number is taken; `files` are hashed by `publish`."""
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    variants: tuple[Variant, ...]  # sha256 may be left empty
+    facts: dict[str, object] = field(default_factory=dict)  # Manifest's optional fields
+
+
+# Reading
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """The validated manifest of a version directory; RepositoryError names what is wrong."""
+    path = directory / MANIFEST
+    try:
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise RepositoryError(f"{path}: no manifest") from None
+    except (OSError, ValueError) as error:
+        raise RepositoryError(f"{path}: unreadable manifest: {error}") from None
+    try:
+        manifest = _decode(Manifest, data, "manifest")
+        assert isinstance(manifest, Manifest)
+        _validate(manifest)
+    except ValueError as error:
+        raise RepositoryError(f"{path}: {error}") from None
+    return manifest
+
+
+def model_names(repository: Path) -> list[str]:
+    """Names of the models that have at least one version, sorted."""
+    if not repository.is_dir():
+        raise RepositoryError(f"{repository}: no such model repository")
+    names = (entry.name for entry in repository.iterdir() if _NAME.match(entry.name))
+    return sorted(name for name in names if versions(repository / name))
+
+
+def versions(model_directory: Path) -> list[int]:
+    """Published version numbers of one model, ascending; temporary and foreign entries are not."""
+    if not model_directory.is_dir():
+        return []
+    entries = (entry for entry in model_directory.iterdir() if _VERSION.match(entry.name))
+    return sorted(int(entry.name) for entry in entries if (entry / MANIFEST).is_file())
+
+
+def version_directories(path: Path) -> list[Path]:
+    """Version directories under a repository, a model or a version, by name, then number."""
+    if (path / MANIFEST).is_file():
+        return [path]
+    own = versions(path)
+    if own:
+        return [path / str(version) for version in own]
+    names = model_names(path)
+    return [path / name / str(version) for name in names for version in versions(path / name)]
+
+
+def faults(directory: Path) -> list[str]:
+    """What differs between a version's manifest and its files; empty when every hash matches."""
+    try:
+        manifest = read_manifest(directory)
+    except RepositoryError as error:
+        return [str(error)]
+    found = [fault for name in manifest.files if (fault := _file_fault(directory, manifest, name))]
+    extra = {entry.name for entry in directory.iterdir()} - set(manifest.files) - {MANIFEST}
+    return found + [f"{directory / name}: not in the manifest" for name in sorted(extra)]
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's content."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _file_fault(directory: Path, manifest: Manifest, name: str) -> str | None:
+    path = directory / name
+    if path.is_symlink() or not path.is_file():
+        return f"{path}: missing or not a regular file"
+    actual = sha256(path)
+    if actual != manifest.files[name]:
+        return f"{path}: sha256 is {actual}, the manifest says {manifest.files[name]}"
+    return None
+
+
+# Publishing
+
+
+@contextlib.contextmanager
+def staging(repository: Path) -> Iterator[Path]:
+    """A temporary directory inside the repository to write one version's files into.
+
+    Removed when left; readers never see it, because its name is no model's.
+    """
+    repository.mkdir(parents=True, exist_ok=True)
+    directory = Path(tempfile.mkdtemp(prefix=".staging-", dir=repository))
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def publish(directory: Path, draft: Draft) -> Path:
+    """Turn a staging directory into the model's next version and return its path.
+
+    Hashes and fsyncs every file, writes the manifest, then renames. The rename fails where another
+    publisher took the number first; then the next one is tried. Nothing is ever overwritten.
+    """
+    if not _NAME.match(draft.name):
+        raise RepositoryError(f"{draft.name!r}: a model name is letters, digits, '_', '-' and '.'")
+    files = {path.name: sha256(path) for path in sorted(directory.iterdir())}
+    for path in directory.iterdir():
+        _fsync(path)
+    directory.chmod(0o755)  # mkdtemp made it private; the server may run as another user
+    model_directory = directory.parent / draft.name
+    model_directory.mkdir(exist_ok=True)
+    version = max(versions(model_directory), default=0) + 1
+    while True:
+        _write_manifest(directory, _manifest(draft, version, files))
+        target = model_directory / str(version)
+        if _rename(directory, target):
+            _fsync(model_directory)
+            _fsync(directory.parent)
+            return target
+        version += 1
+
+
+def _manifest(draft: Draft, version: int, files: dict[str, str]) -> Manifest:
+    variants = tuple(
+        dataclasses.replace(variant, sha256=files[variant.file]) for variant in draft.variants
+    )
+    fixed = {"inputs": draft.inputs, "outputs": draft.outputs, "variants": variants}
+    values: dict[str, typing.Any] = {**draft.facts, **fixed}
+    manifest = Manifest(name=draft.name, version=version, files=files, **values)
+    _validate(manifest)
+    return manifest
+
+
+def _write_manifest(directory: Path, manifest: Manifest) -> None:
+    path = directory / MANIFEST
+    path.write_text(json.dumps(dataclasses.asdict(manifest), indent=2) + "\n", encoding="utf-8")
+    _fsync(path)
+    _fsync(directory)
+
+
+def _rename(source: Path, target: Path) -> bool:
+    """Rename unless the target is taken. A directory with files in it is never replaced (POSIX)."""
+    try:
+        source.rename(target)
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            return False
+        raise
+    return True
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# Validation and decoding
+
+
+def _validate(manifest: Manifest) -> None:
+    if manifest.format_version > FORMAT_VERSION:
+        raise ValueError(f"format_version {manifest.format_version} is newer than {FORMAT_VERSION}")
+    if not _NAME.match(manifest.name) or manifest.version < 1:
+        raise ValueError(f"bad name or version: {manifest.name!r} {manifest.version}")
+    for name in manifest.files:
+        if not _NAME.match(name):
+            raise ValueError(f"files: {name!r} is not a plain file name")
+    for variant in manifest.variants:
+        if manifest.files.get(variant.file) != variant.sha256:
+            raise ValueError(f"variants: {variant.file!r} is not in files with the same sha256")
+    if not manifest.inputs or not manifest.outputs or not manifest.variants:
+        raise ValueError("inputs, outputs and variants must not be empty")
+
+
+def _decode(kind: typing.Any, value: object, where: str) -> object:
+    """JSON value → the annotated type, ValueError naming the key; unknown keys are ignored."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _decode_dataclass(kind, value, where)
+    if origin is types.UnionType:
+        return None if value is None else _decode(arguments[0], value, where)
+    if origin is tuple:
+        items = _expect(list, value, where)
+        return tuple(_decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(items))
+    if origin is dict:
+        pairs = _expect(dict, value, where)
+        return {str(key): _decode(arguments[1], pairs[key], f"{where}.{key}") for key in pairs}
+    if kind is object:
+        return value
+    if kind is float:
+        return float(_expect((int, float), value, where))
+    return _expect(kind, value, where)
+
+
+def _decode_dataclass(kind: typing.Any, value: object, where: str) -> object:
+    data = _expect(dict, value, where)
+    hints, arguments = typing.get_type_hints(kind), {}
+    for item in dataclasses.fields(kind):
+        if item.name in data:
+            arguments[item.name] = _decode(
+                hints[item.name], data[item.name], f"{where}.{item.name}"
+            )
+        elif item.default is dataclasses.MISSING:
+            raise ValueError(f"{where}.{item.name} is missing")
+    return kind(**arguments)
+
+
+def _expect(kind: typing.Any, value: object, where: str) -> typing.Any:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ValueError(f"{where} is {json.dumps(value)[:60]}, not {_kind_name(kind)}")
+    return value
+
+
+def _kind_name(kind: typing.Any) -> str:
+    names = {str: "a string", int: "an integer", dict: "an object", list: "a list"}
+    return names.get(kind, "a number") if isinstance(kind, type) else "a number"
+
+
+# Command line
+
+
+def main(argv: list[str] | None = None) -> int:
+    """``python -m model_repository ls|show|verify PATH``; 0 fine, 1 a fault found, 2 unusable."""
+    parser = argparse.ArgumentParser(prog="python -m model_repository", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    texts = {
+        "ls": (_ls, "list models, versions, precisions and accuracies"),
+        "show": (_show, "print manifests as JSON, one document per version"),
+        "verify": (_verify, "re-hash every file against its manifest"),
+    }
+    for name, (function, text) in texts.items():
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("path", type=Path, help="a repository, a model or one version of it")
+        command.set_defaults(function=function)
+    arguments = parser.parse_args(argv)
+    try:
+        directories = version_directories(arguments.path)
+        if not directories:
+            raise RepositoryError(f"{arguments.path}: holds no published version")
+        return int(arguments.function(directories))
+    except RepositoryError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _ls(directories: list[Path]) -> int:
+    print(f"{'model':<24}{'version':>8}  {'accuracy':>8}  {'dataset':<14}{'variants'}")
+    for directory in directories:
+        manifest = read_manifest(directory)
+        accuracy = "-" if manifest.accuracy is None else f"{manifest.accuracy:.4f}"
+        dataset = manifest.dataset.name if manifest.dataset else "-"
+        variants = ", ".join(f"{v.file} ({v.precision})" for v in manifest.variants)
+        print(f"{manifest.name:<24}{manifest.version:>8}  {accuracy:>8}  {dataset:<14}{variants}")
+    return 0
+
+
+def _show(directories: list[Path]) -> int:
+    for directory in directories:
+        print(json.dumps(dataclasses.asdict(read_manifest(directory)), indent=2))
+    return 0
+
+
+def _verify(directories: list[Path]) -> int:
+    results: Mapping[Path, list[str]] = {directory: faults(directory) for directory in directories}
+    for directory, found in results.items():
+        print(f"{'ok     ' if not found else 'FAULTY '} {directory}")
+        for fault in found:
+            print(f"        {fault}")
+    return 1 if any(results.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,161 @@
+"""``python -m training``: the command line, and the only part of training that prints."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from model_repository import RepositoryError
+from training.checkpoint import Checkpoint, CheckpointError
+from training.config import ConfigError, TrainConfig, parse_config
+from training.data import default_cache_dir, load_dataset
+from training.dataset import DataError, Dataset
+from training.export import GateFailed
+from training.learner import Epoch
+from training.recipes import Recipe, recipe_for
+from training.run import Published, publish_trained, published_alike, train
+
+
+class Display:
+    """Draws a progress bar within each epoch and prints fastai's row after it."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        columns = (
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        self.progress = Progress(*columns, console=console, transient=True)
+        self.bar = self.progress.add_task("", epoch=0)
+
+    def __enter__(self) -> Display:
+        head = ("epoch", "train_loss", "valid_loss", "accuracy", "time")
+        self.console.print("{:>7} {:>11} {:>11} {:>9} {:>8}".format(*head), style="bold")
+        self.progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.progress.stop()
+
+    def batch(self, epoch: int, done: int, batches: int) -> None:
+        """Move the bar."""
+        self.progress.update(self.bar, epoch=epoch, completed=done, total=batches)
+
+    def epoch(self, row: Epoch) -> None:
+        """Print the row."""
+        self.console.print(
+            f"{row.epoch:>7} {row.train_loss:>11.6f} {row.valid_loss:>11.6f}"
+            f" {row.accuracy:>9.6f} {row.seconds:>7.2f}s",
+            highlight=False,
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; 0 when all is published, 1 when a gate failed, 2 when input is unusable."""
+    config = parse_config(argv, os.environ)
+    console = Console(soft_wrap=True)
+    try:
+        config = dataclasses.replace(config, device=_device(config.device))
+        dataset = load_dataset(
+            config.dataset,
+            config.classes,
+            config.data_dir,
+            cache_dir=default_cache_dir(os.environ),
+            progress=console.is_terminal,
+        )
+        console.print(_described(dataset), highlight=False)
+        failed = [m for m in config.models if not _train_and_publish(m, config, dataset, console)]
+    except (DataError, ConfigError, CheckpointError, RepositoryError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    return 1 if failed else 0
+
+
+def _device(wanted: str) -> str:
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: PyTorch finds no CUDA device")
+    return wanted
+
+
+def _described(dataset: Dataset) -> str:
+    counts = {"train": dataset.train, "calibration": dataset.calibration, "valid": dataset.valid}
+    images = ", ".join(f"{len(split.labels):,} {name}" for name, split in counts.items())
+    return f"data: {dataset.origin}\n      classes {', '.join(dataset.labels)}; {images} images"
+
+
+def _train_and_publish(model: str, config: TrainConfig, dataset: Dataset, console: Console) -> bool:
+    name = config.published_name(model)
+    recipe = recipe_for(model, config.recipe, len(config.classes))
+    kept = config.skip_existing and published_alike(
+        config.model_repository / name, config.recipe, recipe, dataset
+    )
+    if kept:
+        console.print(f"kept {kept}: trained by the same recipe on the same data", highlight=False)
+        return True
+    checkpoint = _checkpoint(name, recipe, config, dataset)
+    console.rule(f"{name} ({config.recipe} recipe, {config.device})", align="left")
+    with Display(console) as display:
+        trained = train(
+            model,
+            config.recipe,
+            recipe,
+            dataset,
+            seed=config.seed,
+            observer=display,
+            device=config.device,
+            epochs=config.epochs,
+            checkpoint=checkpoint,
+            resume=config.resume,
+        )
+    try:
+        published = publish_trained(
+            trained, dataset, name, config.model_repository, config.min_accuracy
+        )
+    except GateFailed as error:
+        print(f"error: {name} is not published: {error}", file=sys.stderr)
+        return False
+    checkpoint.remove()
+    _show(published, console)
+    return True
+
+
+def _checkpoint(name: str, recipe: Recipe, config: TrainConfig, dataset: Dataset) -> Checkpoint:
+    directory = config.checkpoint_dir or config.model_repository / ".checkpoints"
+    run = {"name": name, "recipe": repr(recipe), "seed": config.seed, "epochs": config.epochs}
+    return Checkpoint(Path(directory) / f"{name}.pt", {**run, "dataset": dataset.checksum})
+
+
+def _show(published: Published, console: Console) -> None:
+    manifest = published.manifest
+    assert manifest.parity is not None
+    console.print(
+        f"published {published.directory}: accuracy {manifest.accuracy:.4f}; TorchScript and ONNX"
+        f" agree on {manifest.parity.images:,} images within"
+        f" {manifest.parity.max_probability_difference:.1e}",
+        highlight=False,
+    )
+    for variant in manifest.variants:
+        if variant.precision != "fp32":
+            console.print(
+                f"          {variant.file}: accuracy {variant.accuracy:.4f}", highlight=False
+            )
+    for note in published.notes:
+        console.print(f"          note: {note}", highlight=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
