@@ -32,8 +32,8 @@ format: $(VENV)/.dev
 
 # The option maps proto/ to serving/pb, so that generated imports need no editing.
 proto: $(VENV)/.dev
-	$(BIN)/python -m grpc_tools.protoc -Iserving/pb=proto --python_out=. --grpc_python_out=. \
-	  --mypy_out=. --mypy_grpc_out=. serving/pb/inference.proto
+	PATH=$(abspath $(BIN)):$$PATH python -m grpc_tools.protoc -Iserving/pb=proto --python_out=. \
+	  --grpc_python_out=. --mypy_out=quiet:. --mypy_grpc_out=quiet:. serving/pb/inference.proto
 
 constraints: $(VENV)/.dev
 	{ echo '# Every exact version that was tested together; `make constraints` writes it anew.'; \

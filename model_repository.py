@@ -200,6 +200,15 @@ def _file_fault(directory: Path, manifest: Manifest, name: str) -> str | None:
 # Publishing
 
 
+def require_model_name(name: str) -> None:
+    """Raise RepositoryError for what cannot be a model's name."""
+    if not _NAME.match(name):
+        raise RepositoryError(
+            f"{name!r}: a model name starts with a letter or digit and holds only those,"
+            " '_', '-' and '.'"
+        )
+
+
 @contextlib.contextmanager
 def staging(repository: Path) -> Iterator[Path]:
     """A temporary directory inside the repository to write one version's files into.
@@ -220,8 +229,7 @@ def publish(directory: Path, draft: Draft) -> Path:
     Hashes and fsyncs every file, writes the manifest, then renames. The rename fails where another
     publisher took the number first; then the next one is tried. Nothing is ever overwritten.
     """
-    if not _NAME.match(draft.name):
-        raise RepositoryError(f"{draft.name!r}: a model name is letters, digits, '_', '-' and '.'")
+    require_model_name(draft.name)
     files = {path.name: sha256(path) for path in sorted(directory.iterdir())}
     for path in directory.iterdir():
         _fsync(path)

@@ -115,9 +115,10 @@ def _show(repository: Path, address: str, console: Console) -> None:
             table.add_row(*_row(directory, manifest, _ask(client, directory, manifest)))
     console.print(table)
     console.print(
-        "accuracy: validation images, PyTorch and ONNX alike; int8: the quantised file's; parity:\n"
-        "largest probability difference between PyTorch, TorchScript and ONNX Runtime; served: right\n"
-        "answers over gRPC on labelled images; latency: median of one image per request, over gRPC."
+        "accuracy: validation images, PyTorch and ONNX alike; int8: the quantised file's;\n"
+        "parity: largest probability difference of TorchScript and ONNX Runtime from PyTorch;\n"
+        "served: right answers over gRPC on labelled validation images;\n"
+        "latency: median of one image per request, over gRPC."
     )
     _print_addresses(address, console)
 

@@ -72,6 +72,16 @@ class Client:
         """Close the connection."""
         self._channel.close()
 
+    def ready(self, timeout: float = TIMEOUT) -> bool:
+        """Whether the server has loaded its models; one that is not there is not ready."""
+        try:
+            deadline = time.monotonic() + timeout
+            return _call(self._stub.ServerReady, pb.ServerReadyRequest(), deadline).ready
+        except RequestFailed as error:
+            if error.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                return False
+            raise
+
     def classify(
         self,
         images: ArrayLike,

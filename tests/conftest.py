@@ -16,6 +16,7 @@ import grpc
 import numpy as np
 import onnx
 import pytest
+import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
@@ -25,6 +26,8 @@ from model_repository import ONNX_PLATFORM, Draft, TensorSpec, Variant, publish,
 from serving.config import ServerConfig
 from serving.pb import inference_pb2_grpc as pb_grpc
 from serving.server import Server
+from training.data import load_dataset
+from training.dataset import Dataset
 
 ROOT = Path(__file__).parent.parent
 THREES_AND_SEVENS = ("3", "7")
@@ -60,10 +63,29 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in needing]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_torch_thread() -> None:
+    """Threads that wait for each other's turn made small steps thirty times slower on a machine
+    that was busy with something else."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def mnist_dir() -> Path:
     """The directory of the MNIST files; only for tests marked `mnist`."""
     return Path(os.environ["MNIST_DIR"])
+
+
+@pytest.fixture(scope="session")
+def digits_3_7() -> Dataset:
+    """The threes and sevens bundled with scikit-learn, split as training splits them."""
+    return load_dataset("digits", THREES_AND_SEVENS)
+
+
+@pytest.fixture(scope="session")
+def mnist_3_7(mnist_dir: Path) -> Dataset:
+    """MNIST's threes and sevens; only for tests marked `mnist`."""
+    return load_dataset("mnist", THREES_AND_SEVENS, mnist_dir)
 
 
 @dataclasses.dataclass(frozen=True)

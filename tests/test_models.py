@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -62,9 +63,9 @@ def test_pixel_similarity_takes_the_class_whose_mean_is_nearest(
     train, valid = digits_3_7.train, digits_3_7.valid
     body = PixelSimilarity(2, rmse=rmse)
     body.fit(torch.from_numpy(train.images), torch.from_numpy(train.labels))
-    means = [train.images[train.labels == label].mean(0) / 255 for label in (0, 1)]
+    means = np.stack([train.images[train.labels == label].mean(0) / 255 for label in (0, 1)])
     pixels = valid.images[:, None] / 255.0
-    difference = pixels - torch.tensor(means).numpy()
+    difference = pixels - means  # (N, 2, 28, 28)
     distance = (difference**2 if rmse else abs(difference)).mean((2, 3))
     logits = body(torch.from_numpy(pixels).float())
     assert logits.argmax(1).tolist() == distance.argmin(1).tolist()

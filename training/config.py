@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from model_repository import RepositoryError, require_model_name
 from training.dataset import DataError, parse_classes
 from training.recipes import MODEL_NAMES, RECIPE_NAMES, STANDARD_MODELS
 
@@ -199,8 +200,8 @@ def parse_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Trai
     try:
         config = TrainConfig(**(_from_environment(environ) | given))
         for model in config.models:
-            config.published_name(model)
-    except (ConfigError, ValueError) as error:
+            require_model_name(config.published_name(model))
+    except (ConfigError, RepositoryError, ValueError) as error:
         parser.error(str(error))
     return config
 

@@ -119,7 +119,8 @@ _TWO: dict[str, dict[str, Recipe]] = {
         "mlp_deep": _best("mlp_deep", (0.99, 0.93), 2, lr=3e-3, shift=1.0, rotation=10.0),
         "resnet18": _best(
             "resnet18", (0.995, 0.95), 2,
-            epochs=2, batch_size=64, lr=5e-3, weight_decay=0.01, min_steps=100,
+            epochs=2, batch_size=64, lr=5e-3, weight_decay=0.01,
+            shift=1.0, rotation=5.0, min_steps=100,
         ),
     },
     "book": {
@@ -127,7 +128,7 @@ _TWO: dict[str, dict[str, Recipe]] = {
         "pixel_similarity_rmse": _baseline("pixel_similarity_rmse", (0.94, 0.85)),
         "linear": _book("linear", (0.96, 0.9), 2, lr=1.0, epochs=20),
         "mlp": _book("mlp", (0.97, 0.9), 2, lr=0.1, epochs=40),
-        "mlp_deep": _book("mlp_deep", (0.97, 0.5), 2, lr=0.1, epochs=40),
+        "mlp_deep": _book("mlp_deep", (0.97, 0.5), 2, lr=0.5, epochs=40),
         "resnet18": _book_resnet((0.99, 0.5)),
     },
 }  # fmt: skip

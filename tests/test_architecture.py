@@ -1,0 +1,53 @@
+"""Dependency rules that import-linter cannot state, because they are about root modules."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def imported(module: str) -> set[str]:
+    """Top-level names that a module of the root imports, anywhere in it."""
+    tree = ast.parse((ROOT / f"{module}.py").read_text(encoding="utf-8"))
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add((node.module or ".").split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize(
+    ("module", "allowed"), [("model_repository", set()), ("digit_image", {"numpy", "PIL"})]
+)
+def test_a_root_module_imports_only_what_both_sides_can_afford(
+    module: str, allowed: set[str]
+) -> None:
+    assert imported(module) - sys.stdlib_module_names == allowed
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("serving.server", {"torch", "onnx", "sklearn", "training"}),
+        ("serving.client", {"torch", "onnxruntime", "prometheus_client", "serving.server"}),
+        ("training.__main__", {"grpc", "prometheus_client", "serving"}),
+    ],
+)
+def test_importing_one_side_loads_nothing_of_the_other(module: str, absent: set[str]) -> None:
+    program = f"import sys, {module}; print(*sys.modules)"
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    assert absent & set(result.stdout.split()) == set()
