@@ -5,6 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # cpu or gpu: onnxruntime or onnxruntime-gpu, never both.
 RUNTIME ?= cpu
+OTHER_RUNTIME := $(if $(filter gpu,$(RUNTIME)),onnxruntime,onnxruntime-gpu)
 # Where torch comes from, when not from pip's ordinary index; README says what to set.
 TORCH_INDEX_URL ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -12,13 +13,13 @@ INSTALL := $(PIP) install --quiet --constraint constraints.txt
 
 .PHONY: demo test lint format proto constraints clean
 
-demo: $(VENV)/.runtime
+demo: $(VENV)/.$(RUNTIME)
 	@$(BIN)/python -m deploy.demo $(if $(ONCE),--once)
 
-test: $(VENV)/.dev
+test: $(VENV)/.$(RUNTIME)-dev
 	$(BIN)/python -m pytest
 
-lint: $(VENV)/.dev
+lint: $(VENV)/.$(RUNTIME)-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy model_repository.py digit_image.py training serving benchmarks deploy tests
@@ -26,16 +27,16 @@ lint: $(VENV)/.dev
 	@$(MAKE) --no-print-directory proto
 	git diff --exit-code -- serving/pb
 
-format: $(VENV)/.dev
+format: $(VENV)/.$(RUNTIME)-dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
 # The option maps proto/ to serving/pb, so that generated imports need no editing.
-proto: $(VENV)/.dev
+proto: $(VENV)/.$(RUNTIME)-dev
 	PATH=$(abspath $(BIN)):$$PATH python -m grpc_tools.protoc -Iserving/pb=proto --python_out=. \
 	  --grpc_python_out=. --mypy_out=quiet:. --mypy_grpc_out=quiet:. serving/pb/inference.proto
 
-constraints: $(VENV)/.dev
+constraints: $(VENV)/.$(RUNTIME)-dev
 	{ echo '# Every exact version that was tested together; `make constraints` writes it anew.'; \
 	  $(PIP) freeze --exclude-editable | sed 's/+cpu$$//'; } >constraints.txt
 
@@ -47,12 +48,14 @@ $(VENV)/bin/python:
 	  { echo "Python 3.11 or later is needed; set PYTHON=... to one" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.runtime: $(VENV)/bin/python pyproject.toml constraints.txt
+$(VENV)/.$(RUNTIME): $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo "installing into $(VENV) ..."
 	$(if $(TORCH_INDEX_URL),@$(INSTALL) --index-url $(TORCH_INDEX_URL) torch)
+	@rm -f $(addprefix $(VENV)/.,cpu gpu cpu-dev gpu-dev)  # what was there is no longer
+	@$(PIP) uninstall --quiet --yes $(OTHER_RUNTIME) 2>/dev/null
 	@$(INSTALL) --editable '.[training,serving,$(RUNTIME)]'
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.runtime
+$(VENV)/.$(RUNTIME)-dev: $(VENV)/.$(RUNTIME)
 	@$(INSTALL) --editable '.[dev,$(RUNTIME)]'
 	@touch $@
