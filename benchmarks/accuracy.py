@@ -180,26 +180,35 @@ def main() -> int:
         "--output", type=Path, default=RESULTS, help="directory, default %(default)s"
     )
     arguments = parser.parse_args()
+    machine = describe(("torch", "numpy", "onnxruntime"))
     results: list[Result] = []
     publishing: dict[str, float] = {}
     for task in arguments.tasks.split(";"):
         dataset = load_dataset("mnist", TASKS[task], arguments.data_dir)
-        if task == "3,7" and arguments.models.count(",") >= len(STANDARD_MODELS) - 1:
+        if task == "3,7" and set(STANDARD_MODELS) <= set(arguments.models.split(",")):
             publishing = time_publishing(dataset)
         for recipe in (arguments.recipes or RECIPES[task]).split(","):
             for model in arguments.models.split(","):
                 seeds = arguments.seeds or (5 if task == "3,7" else 3)
                 results.append(measure(dataset, task, recipe, model, seeds))
                 print(_row(results[-1]), flush=True)
-    machine = describe(("torch", "numpy", "onnxruntime"))
-    text = table(results, publishing, machine)
-    print(text)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    record = {"machine": machine, "publishing_seconds": publishing}
-    record["results"] = [asdict(result) for result in results]
-    (arguments.output / "accuracy.json").write_text(json.dumps(record, indent=1) + "\n")
-    (arguments.output / "accuracy.md").write_text(text)
+        write(arguments.output, results, publishing, machine)  # a task's results survive a kill
+    print(table(results, publishing, machine))
     return 1 if any(result.met == "NO" for result in results) else 0
+
+
+def write(
+    directory: Path,
+    results: list[Result],
+    publishing: dict[str, float],
+    machine: dict[str, object],
+) -> None:
+    """Write accuracy.json and accuracy.md."""
+    directory.mkdir(parents=True, exist_ok=True)
+    record: dict[str, object] = {"machine": machine, "publishing_seconds": publishing}
+    record["results"] = [asdict(result) for result in results]
+    (directory / "accuracy.json").write_text(json.dumps(record, indent=1) + "\n")
+    (directory / "accuracy.md").write_text(table(results, publishing, machine))
 
 
 if __name__ == "__main__":

@@ -227,19 +227,14 @@ class Learner:
 
 
 def _optimiser(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    parameters = list(network.parameters())
     if recipe.optimiser == "adam":
         # fastai's Adam decouples weight decay, which PyTorch calls AdamW, with these constants.
-        return torch.optim.AdamW(_groups(network, recipe), recipe.lr, betas=(0.9, 0.99), eps=1e-5)
-    return torch.optim.SGD(_groups(network, recipe), recipe.lr, recipe.momenta[1])
-
-
-def _groups(network: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """Weights decay; biases and batch normalisation do not, as in fastai."""
-    parameters = list(network.parameters())
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+        return torch.optim.AdamW(
+            parameters, recipe.lr, betas=(0.9, 0.99), eps=1e-5, weight_decay=recipe.weight_decay
+        )
+    momentum = recipe.momenta[1]
+    return torch.optim.SGD(parameters, recipe.lr, momentum, weight_decay=recipe.weight_decay)
 
 
 def _set_momentum(group: dict[str, Any], momentum: float) -> None:

@@ -120,7 +120,7 @@ _TWO: dict[str, dict[str, Recipe]] = {
         "resnet18": _best(
             "resnet18", (0.995, 0.95), 2,
             epochs=2, batch_size=64, lr=5e-3, weight_decay=0.01,
-            shift=1.0, rotation=5.0, min_steps=100,
+            shift=1.5, rotation=8.0, min_steps=100,
         ),
     },
     "book": {
@@ -143,7 +143,7 @@ _MANY: dict[str, dict[str, Recipe]] = {
         "resnet18": _best(
             "resnet18", (0.985, 0.9), 10,
             epochs=3, batch_size=64, lr=5e-3, weight_decay=0.01,
-            shift=1.0, rotation=8.0, min_steps=200,
+            shift=1.5, rotation=8.0, min_steps=200,
         ),
     },
     "book": {
