@@ -29,6 +29,8 @@ HOLDOUT = "holdout.npz"
 ONNX_PLATFORM = "onnx_onnxv1"
 TORCHSCRIPT_PLATFORM = "pytorch_torchscript"
 
+RESERVED_NAMES = ("readiness", "liveness")  # services of grpc.health.v1 beside the models
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
 _VERSION = re.compile(r"[1-9][0-9]*\Z")
 
@@ -132,7 +134,7 @@ def read_manifest(directory: Path) -> Manifest:
         data = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise RepositoryError(f"{path}: no manifest") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RepositoryError(f"{path}: unreadable manifest: {error}") from None
     try:
         manifest = _decode(Manifest, data, "manifest")
@@ -202,6 +204,8 @@ def _file_fault(directory: Path, manifest: Manifest, name: str) -> str | None:
 
 def require_model_name(name: str) -> None:
     """Raise RepositoryError for what cannot be a model's name."""
+    if name in RESERVED_NAMES:
+        raise RepositoryError(f"{name!r}: is the name of a health service, not a model's")
     if not _NAME.match(name):
         raise RepositoryError(
             f"{name!r}: a model name starts with a letter or digit and holds only those,"
@@ -368,7 +372,7 @@ def main(argv: list[str] | None = None) -> int:
         if not directories:
             raise RepositoryError(f"{arguments.path}: holds no published version")
         return int(arguments.function(directories))
-    except RepositoryError as error:
+    except (RepositoryError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

@@ -226,14 +226,15 @@ class DynamicBatcher:
         try:
             outputs = self._run(_stack(batch))
             _check_rows(outputs, rows)
+            parts = _split(outputs, batch)
+            seconds = time.monotonic() - started
+            self._observe(rows, seconds)
         except Exception:
             log.exception("a batch of %d rows failed", rows)
             for request in batch:
                 request.tell(ModelFailed("the model failed; the server's log says why"))
             return
-        seconds = time.monotonic() - started
-        self._observe(rows, seconds)
-        for request, own in zip(batch, _split(outputs, batch), strict=True):
+        for request, own in zip(batch, parts, strict=True):
             request.tell(Answer(own, started - request.queued_at, seconds, rows))
 
 

@@ -165,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """0: classified; 1: the server failed or was not there; 2: a file or an option is at fault."""
     arguments = _parser().parse_args(argv)
     try:
-        images = [digit_image.normalise(digit_image.read_image(f)) for f in arguments.files]
+        images = [_read(file) for file in arguments.files]
         with Client(arguments.address) as client:
             answer = client.classify(np.stack(images), arguments.model, timeout=arguments.timeout)
     except (digit_image.ImageError, OSError) as error:
@@ -177,6 +177,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     for file, label, row in zip(arguments.files, answer.labels, answer.probabilities, strict=True):
         print(f"{file}\t{label}\t{row.max():.4f}")
     return 0
+
+
+def _read(file: Path) -> NDArray[np.uint8]:
+    """One file as MNIST would have held it; ImageError names the file."""
+    try:
+        return digit_image.normalise(digit_image.read_image(file))
+    except digit_image.ImageError as error:
+        text = str(error)
+        raise digit_image.ImageError(text if str(file) in text else f"{file}: {text}") from None
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -41,7 +41,7 @@ class ServerConfig:
         default="auto",
         metadata=_about(
             "models",
-            "which variant of a model to run where it has several; auto is fp32",
+            "which variant of a model to run; int8 is taken where there is one; auto is fp32",
             choices=("auto", "fp32", "int8"),
         ),
     )

@@ -134,7 +134,9 @@ def available_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def _choose(manifest: Manifest, precision: str) -> Variant:
-    variant = manifest.variant(ONNX_PLATFORM, "fp32" if precision == "auto" else precision)
+    wanted = ("int8", "fp32") if precision == "int8" else ("fp32",)
+    found = (manifest.variant(ONNX_PLATFORM, each) for each in wanted)
+    variant = next((each for each in found if each), None)
     if variant is None:
         have = ", ".join(v.precision for v in manifest.variants if v.platform == ONNX_PLATFORM)
         raise ModelLoadError(f"no {precision} ONNX variant; there is {have or 'none'}")

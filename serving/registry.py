@@ -108,6 +108,9 @@ class ModelRegistry:
             except (RepositoryError, ModelLoadError) as error:
                 log.error("model %s is not served: %s", name, error)
                 self._why_not_ready[name] = "could not be loaded; the server's log says why"
+            except Exception:  # one broken model, however broken, must not keep the others away
+                log.exception("model %s is not served", name)
+                self._why_not_ready[name] = "could not be loaded; the server's log says why"
             else:
                 del self._why_not_ready[name]
                 on_ready(name)

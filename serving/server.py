@@ -18,6 +18,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry, start_http_server
 
+from serving.admission import Admission
 from serving.config import ServerConfig, parse
 from serving.errors import StartupError
 from serving.metrics import Metrics
@@ -37,8 +38,10 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 READINESS = ("", "readiness")
 LIVENESS = "liveness"
-# Threads beyond those that may wait in a queue: they refuse, and answer health and metadata.
+# Threads beyond those of admitted requests: they refuse, and answer health and metadata.
 SPARE_THREADS = 16
+# Seconds for the last answers to leave, and then for streams, such as health watches, to end.
+LAST_ANSWERS = 0.5
 
 log = logging.getLogger("serving")
 
@@ -59,9 +62,13 @@ class Server:
             config.model_repository, self._runtime, _batching(config), metrics
         )
         self._ready = False
+        self._stopping = False
+        self._admission = Admission(_room(config))
         self._health = health.HealthServicer()
         self._grpc = _grpc_server(config)
-        servicer = InferenceServicer(self.registry, metrics, _version(), lambda: self._ready)
+        servicer = InferenceServicer(
+            self.registry, metrics, self._admission, _version(), lambda: self._ready
+        )
         pb_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, self._grpc)
         _add_health_and_reflection(self._grpc, self._health)
         self._loader = threading.Thread(target=self._load, name="load", daemon=True)
@@ -94,9 +101,12 @@ class Server:
 
     def stop(self) -> None:
         """Report not serving, refuse what is new, and let what is in flight finish in time."""
-        self._ready = False
+        self._stopping, self._ready = True, False
         self._health.enter_graceful_shutdown()
-        self._grpc.stop(self._config.drain_timeout).wait()
+        self._grpc.stop(self._config.drain_timeout)
+        # Open streams would hold gRPC's own wait to its end; only inference is worth waiting for.
+        self._admission.wait_until_idle(self._config.drain_timeout)
+        self._grpc.stop(min(LAST_ANSWERS, self._config.drain_timeout)).wait()
         self._metrics_server.shutdown()
         self._metrics_server.server_close()
 
@@ -106,6 +116,8 @@ class Server:
         served = self.registry.served
         if not served:
             log.error("not ready: none of the models could be loaded")
+            return
+        if self._stopping:
             return
         self._ready = True
         for name in READINESS:
@@ -182,9 +194,14 @@ def _batching(config: ServerConfig) -> Batching:
     )
 
 
+def _room(config: ServerConfig) -> int:
+    """Requests inside at most: one model's full queue, and its full batches of single rows."""
+    return config.max_queue_size + config.max_batch_size * config.instance_count
+
+
 def _grpc_server(config: ServerConfig) -> grpc.Server:
-    # A thread per waiting request: with fewer, requests would wait unseen in front of the queue.
-    threads = config.max_queue_size + config.instance_count + SPARE_THREADS
+    # A thread per request inside: with fewer, requests would wait unseen in front of the queue.
+    threads = _room(config) + SPARE_THREADS
     return grpc.server(
         futures.ThreadPoolExecutor(threads, thread_name_prefix="rpc"),
         options=[

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import grpc
 
 from serving import tensors
+from serving.admission import Admission
 from serving.errors import (
     DeadlineExceeded,
     InvalidInput,
@@ -53,10 +54,16 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
     """Answers for the models of a registry; `ready` tells whether traffic is wanted."""
 
     def __init__(
-        self, registry: ModelRegistry, metrics: Metrics, version: str, ready: Callable[[], bool]
+        self,
+        registry: ModelRegistry,
+        metrics: Metrics,
+        admission: Admission,
+        version: str,
+        ready: Callable[[], bool],
     ) -> None:
         self._registry = registry
         self._metrics = metrics
+        self._admission = admission
         self._version = version
         self._ready = ready
 
@@ -69,7 +76,7 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
     def ServerReady(
         self, request: pb.ServerReadyRequest, context: grpc.ServicerContext
     ) -> pb.ServerReadyResponse:
-        """Every model was loaded, and the server does not drain."""
+        """Loading is over, at least one model is served, and the server does not drain."""
         return pb.ServerReadyResponse(ready=self._ready())
 
     def ModelReady(
@@ -105,7 +112,8 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
         served = None
         try:
             served = self._registry.get(request.model_name, request.model_version)
-            return _infer(served, request, context, started)
+            with self._admission.admitted():
+                return _infer(served, request, context, started)
         except Exception as error:
             code, details = status_of(error)
         if served:

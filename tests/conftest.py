@@ -36,6 +36,7 @@ CLASSIFIER_OUTPUTS = (
     TensorSpec("probabilities", "FP32", (-1, 2)),
     TensorSpec("labels", "INT64", (-1,)),
 )
+SLOW_SIZE = 1024
 ECHO_TYPES = {
     "BOOL": TensorProto.BOOL,
     "INT8": TensorProto.INT8,
@@ -147,6 +148,30 @@ def save(graph: onnx.GraphProto, path: Path) -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     onnx.checker.check_model(model)
     onnx.save(model, path)
+
+
+def save_slow(path: Path) -> None:
+    """Squares one large constant matrix again and again, which takes a fair part of a second."""
+    matrix = np.eye(SLOW_SIZE, dtype=np.float32)
+    nodes = [helper.make_node("Gemm", ["x", "matrix"], ["y0"])]
+    # The row decides the diagonal, so that no optimiser can fold the products away.
+    nodes += [helper.make_node("Mul", ["matrix", "y0"], ["m0"])]
+    nodes += [helper.make_node("MatMul", [f"m{i}", f"m{i}"], [f"m{i + 1}"]) for i in range(4)]
+    nodes += [helper.make_node("MatMul", ["x", "m4"], ["y"])]
+    graph = helper.make_graph(
+        nodes,
+        "slow",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", SLOW_SIZE])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", SLOW_SIZE])],
+        [numpy_helper.from_array(matrix, "matrix")],
+    )
+    save(graph, path)
+
+
+def publish_slow(repository: Path) -> Path:
+    """Publish a model for one row at a time that keeps an instance busy."""
+    x, y = (TensorSpec(name, "FP32", (-1, SLOW_SIZE)) for name in ("x", "y"))
+    return publish_model(repository, "slow", save_slow, (x,), (y,))
 
 
 def publish_model(

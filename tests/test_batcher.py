@@ -162,9 +162,10 @@ def test_with_a_delay_a_batch_runs_as_soon_as_it_is_full(
 def test_with_a_delay_a_batch_runs_when_the_next_request_does_not_fit(
     doubler: Doubler, pool: ThreadPoolExecutor
 ) -> None:
-    delay = 0.05
+    delay = 1.0
     callers = Callers(DynamicBatcher(doubler, max_batch_size=3, max_queue_delay=delay), pool)
     futures = [callers.start(Waiting([float(i)] * 2)) for i in (1, 2)]
+    assert futures[0].result().queue_seconds < delay
     assert [values(future) for future in futures] == [[2.0] * 2, [4.0] * 2]
     assert doubler.batches == [[1.0] * 2, [2.0] * 2]
     assert futures[1].result().queue_seconds >= delay

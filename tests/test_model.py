@@ -55,8 +55,18 @@ def test_tensors_other_than_the_manifests_are_refused(version: Path) -> None:
 
 
 def test_a_missing_precision_names_those_there_are(version: Path) -> None:
-    message = refused(version, lambda manifest: manifest, Runtime("cpu", "int8", 1))
-    assert message == "no int8 ONNX variant; there is fp32"
+    def as_fp16(manifest: Manifest) -> Manifest:
+        (variant,) = manifest.variants
+        half = dataclasses.replace(variant, precision="fp16")
+        return dataclasses.replace(manifest, variants=(half,))
+
+    message = refused(version, as_fp16, Runtime("cpu", "int8", 1))
+    assert message == "no int8 ONNX variant; there is fp16"
+
+
+def test_int8_where_there_is_none_is_fp32(version: Path) -> None:
+    model = Model(version, read_manifest(version), Runtime("cpu", "int8", 1))
+    assert model.variant.precision == "fp32"
 
 
 def test_a_missing_file_is_refused(version: Path, tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ def test_a_bad_manifest_is_refused_naming_the_key(
     assert str(directory / MANIFEST) in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 100_000])
 def test_a_manifest_that_is_no_json_object_is_refused(tmp_path: Path, content: bytes) -> None:
     directory = put(tmp_path)
     (directory / MANIFEST).write_bytes(content)
@@ -137,9 +137,9 @@ def test_a_manifest_that_is_no_json_object_is_refused(tmp_path: Path, content: b
         read_manifest(directory)
 
 
-@pytest.mark.parametrize("name", ["", ".hidden", "a/b", "..", "a b"])
+@pytest.mark.parametrize("name", ["", ".hidden", "a/b", "..", "a b", "readiness"])
 def test_a_name_that_is_no_directory_name_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(RepositoryError, match="model name"):
+    with pytest.raises(RepositoryError, match="model"):
         put(tmp_path, name)
 
 

@@ -62,6 +62,22 @@ def test_a_corrupted_model_is_logged_in_one_line_and_the_others_are_served(
     assert "sha256 is" in record.getMessage()
 
 
+def test_a_manifest_that_breaks_the_parser_keeps_no_other_model_away(
+    tmp_path: Path, digits: Digits
+) -> None:
+    nested = publish_classifier(tmp_path, digits, "a_nested")
+    (nested / "manifest.json").write_text("[" * 100_000)
+    publish_classifier(tmp_path, digits, "b_vanishing")
+    publish_echo(tmp_path, "echo", (-1, 3))
+    registry = registry_of(tmp_path)
+    (tmp_path / "b_vanishing").rename(tmp_path / ".gone")
+    registry.load(lambda name: None)
+    assert [served.manifest.name for served in registry.served] == ["echo"]
+    for name in ("a_nested", "b_vanishing"):
+        with pytest.raises(ModelNotReady, match="could not be loaded"):
+            registry.get(name)
+
+
 def test_a_version_under_another_name_is_not_served(tmp_path: Path, digits: Digits) -> None:
     publish_classifier(tmp_path, digits, "one").parent.rename(tmp_path / "other")
     registry = registry_of(tmp_path)

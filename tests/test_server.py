@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import time
 import urllib.request
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -12,7 +13,15 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-from conftest import ECHO_TYPES, Digits, Running, publish_classifier, server_process
+from conftest import (
+    ECHO_TYPES,
+    SLOW_SIZE,
+    Digits,
+    Running,
+    publish_classifier,
+    publish_slow,
+    server_process,
+)
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
@@ -259,9 +268,25 @@ def test_a_signal_lets_what_is_in_flight_finish_and_exits_with_0(
             assert next(watch).status == HEALTH.NOT_SERVING
             process.popen.send_signal(signal.SIGTERM)  # once more changes nothing
             assert future.result().model_name == "classifier"
-            watch.cancel()
-        assert process.finish() == 0
+            # The watch stays open: it must not hold the server until the drain's 30 s are over.
+            answered = time.monotonic()
+            assert process.finish() == 0
+            assert time.monotonic() - answered < 15
         assert process.log[-1].endswith("drained\n")
+
+
+def test_beyond_its_room_the_server_refuses_at_once_and_still_answers_health(
+    serve: Serve, tmp_path: Path
+) -> None:
+    publish_slow(tmp_path)
+    request = pb.ModelInferRequest(model_name="slow", raw_input_contents=[bytes(4 * SLOW_SIZE)])
+    request.inputs.add(name="x", datatype="FP32", shape=[1, SLOW_SIZE])
+    with serve(tmp_path, max_batch_size=1, max_queue_size=1) as own:
+        futures = [own.stub.ModelInfer.future(request, timeout=60) for _ in range(60)]
+        assert own.stub.ServerLive(pb.ServerLiveRequest(), timeout=5).live
+        codes = [future.code() for future in futures]
+    assert set(codes) == {CODE.OK, CODE.RESOURCE_EXHAUSTED}
+    assert codes.count(CODE.RESOURCE_EXHAUSTED) > 30
 
 
 def test_a_port_that_is_taken_is_one_clear_line(repository: Path) -> None:

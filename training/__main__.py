@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -62,7 +63,7 @@ class Display:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 when all is published, 1 when a gate failed, 2 when input is unusable."""
     config = parse_config(argv, os.environ)
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, markup=False)
     try:
         config = dataclasses.replace(config, device=_device(config.device))
         dataset = load_dataset(
@@ -70,13 +71,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             config.classes,
             config.data_dir,
             cache_dir=default_cache_dir(os.environ),
+            say=console.print,
             progress=console.is_terminal,
         )
+        _require_writable(config.model_repository)
         console.print(_described(dataset), highlight=False)
         failed = [m for m in config.models if not _train_and_publish(m, config, dataset, console)]
     except (DataError, ConfigError, CheckpointError, RepositoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; --resume goes on after the last finished epoch", file=sys.stderr)
+        return 130
     except OSError as error:
         print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
         return 2
@@ -91,6 +97,13 @@ def _device(wanted: str) -> str:
     return wanted
 
 
+def _require_writable(repository: Path) -> None:
+    """Find out before hours of training that nothing could be published; OSError."""
+    repository.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=repository):
+        pass
+
+
 def _described(dataset: Dataset) -> str:
     counts = {"train": dataset.train, "calibration": dataset.calibration, "valid": dataset.valid}
     images = ", ".join(f"{len(split.labels):,} {name}" for name, split in counts.items())
@@ -100,13 +113,10 @@ def _described(dataset: Dataset) -> str:
 def _train_and_publish(model: str, config: TrainConfig, dataset: Dataset, console: Console) -> bool:
     name = config.published_name(model)
     recipe = recipe_for(model, config.recipe, len(config.classes))
-    kept = config.skip_existing and published_alike(
-        config.model_repository / name, config.recipe, recipe, dataset
-    )
-    if kept:
+    checkpoint = _checkpoint(name, recipe, config, dataset)
+    if kept := _kept(name, recipe, config, dataset, checkpoint):
         console.print(f"kept {kept}: trained by the same recipe on the same data", highlight=False)
         return True
-    checkpoint = _checkpoint(name, recipe, config, dataset)
     console.rule(f"{name} ({config.recipe} recipe, {config.device})", align="left")
     with Display(console) as display:
         trained = train(
@@ -133,10 +143,28 @@ def _train_and_publish(model: str, config: TrainConfig, dataset: Dataset, consol
     return True
 
 
+def _kept(
+    name: str, recipe: Recipe, config: TrainConfig, dataset: Dataset, checkpoint: Checkpoint
+) -> Path | None:
+    """What is published already and need not be trained again, where the user asked so."""
+    finished = config.resume and not checkpoint.path.exists()
+    if not config.skip_existing and not finished:
+        return None
+    return published_alike(
+        config.model_repository / name,
+        config.recipe,
+        recipe,
+        dataset,
+        seed=config.seed,
+        epochs=config.epochs,
+    )
+
+
 def _checkpoint(name: str, recipe: Recipe, config: TrainConfig, dataset: Dataset) -> Checkpoint:
     directory = config.checkpoint_dir or config.model_repository / ".checkpoints"
     run = {"name": name, "recipe": repr(recipe), "seed": config.seed, "epochs": config.epochs}
-    return Checkpoint(Path(directory) / f"{name}.pt", {**run, "dataset": dataset.checksum})
+    run["device"] = config.device  # each has random numbers of its own
+    return Checkpoint(Path(directory) / f"{name}.checkpoint", {**run, "dataset": dataset.checksum})
 
 
 def _show(published: Published, console: Console) -> None:

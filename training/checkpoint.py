@@ -36,10 +36,11 @@ class Checkpoint:
         if not self.path.exists():
             return None
         try:
-            saved = torch.load(self.path, weights_only=True)
+            saved = torch.load(self.path, weights_only=True, map_location="cpu")
+            made_by = saved["run"]
         except Exception as error:  # torch raises many kinds for a damaged file
             raise CheckpointError(f"{self.path}: not a readable checkpoint: {error}") from None
-        differing = [key for key in self.run if saved.get("run", {}).get(key) != self.run[key]]
+        differing = [key for key in self.run if made_by.get(key) != self.run[key]]
         if differing:
             raise CheckpointError(
                 f"{self.path}: was made by another run ({', '.join(differing)} differ);"

@@ -19,7 +19,7 @@ class ConfigError(Exception):
 
 
 def _models(text: str) -> tuple[str, ...]:
-    names = STANDARD_MODELS if text == "all" else tuple(text.split(","))
+    names = STANDARD_MODELS if text == "all" else tuple(dict.fromkeys(text.split(",")))
     unknown = [name for name in names if name not in MODEL_NAMES]
     if unknown:
         raise ValueError(f"{unknown[0]!r} is not one of {', '.join(MODEL_NAMES)} or all")
@@ -71,7 +71,7 @@ class TrainConfig:
         default=STANDARD_MODELS,
         metadata=_about(
             "what to train",
-            f"comma-separated models, or all: the five standard ones ({', '.join(MODEL_NAMES)})",
+            f"comma-separated: {', '.join(MODEL_NAMES)}; all is the first five",
             parse=_models,
             metavar="NAMES",
         ),
@@ -109,7 +109,7 @@ class TrainConfig:
         default=0,
         metadata=_about(
             "how to train",
-            "seed; the same seed on the same machine repeats a run bit for bit",
+            "seed; on one machine's CPU the same seed repeats a run bit for bit",
             parse=_at_least(int, 0, 2**63 - 1),
         ),
     )
@@ -124,7 +124,9 @@ class TrainConfig:
     resume: bool = field(
         default=False,
         metadata=_about(
-            "how to train", "go on from the checkpoint that a killed run left after an epoch"
+            "how to train",
+            "go on from the checkpoint that a killed run left after an epoch; models that it had"
+            " published are kept",
         ),
     )
     checkpoint_dir: Path | None = field(
@@ -167,7 +169,7 @@ class TrainConfig:
         metadata=_about(
             "publishing",
             "keep a model whose latest version is whole and was trained on the same data by the"
-            " same recipe",
+            " same recipe, epochs and seed",
         ),
     )
     min_accuracy: float | None = field(

@@ -9,6 +9,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -39,10 +40,21 @@ class _Images(CalibrationDataReader):  # type: ignore[misc]
         return None if batch is None else {"images": batch}
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The quantiser advises on the root logger to do what is done here already."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+
+
 def quantise(source: Path, target: Path, calibration: NDArray[np.uint8]) -> None:
     """Write `target`, the int8 form of `source`, calibrated on (N, 28, 28) uint8 images."""
-    logging.getLogger("root").setLevel(logging.ERROR)
-    with tempfile.TemporaryDirectory() as directory, warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as directory, warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")
         prepared = Path(directory) / "prepared.onnx"
         quant_pre_process(source, prepared)

@@ -111,7 +111,11 @@ def publish_trained(
     """
     eager = export.answer(export.eager_runner(trained.classifier), dataset.valid.images, 256)
     accuracy = export.accuracy(eager, dataset.valid)
-    floor = trained.recipe.min_accuracy(dataset.name) if min_accuracy is None else min_accuracy
+    floor = (
+        trained.recipe.min_accuracy(dataset.name, dataset.labels)
+        if min_accuracy is None
+        else min_accuracy
+    )
     if accuracy < floor:
         raise GateFailed(f"accuracy {accuracy:.4f} is below the required {floor:.4f}")
     with staging(repository) as directory:
@@ -127,14 +131,22 @@ def publish_trained(
 
 
 def published_alike(
-    model_directory: Path, recipe_name: str, recipe: Recipe, dataset: Dataset
+    model_directory: Path,
+    recipe_name: str,
+    recipe: Recipe,
+    dataset: Dataset,
+    *,
+    seed: int,
+    epochs: int | None = None,
 ) -> Path | None:
-    """The model's latest version where it is whole and came of this recipe and data, else None."""
+    """The model's latest version where it is whole and the same run would make it, else None."""
     numbers = versions(model_directory)
     if not numbers or faults(latest := model_directory / str(numbers[-1])):
         return None
     manifest = read_manifest(latest)
-    wanted = _recipe_facts(recipe_name, recipe)
+    wanted = _recipe_facts(recipe_name, recipe) | {"seed": seed}
+    if recipe.optimiser != "none":
+        wanted["epochs"] = epochs or recipe.epochs_for(len(dataset.train.labels))
     found = {key: (manifest.recipe or {}).get(key) for key in wanted}
     same_data = manifest.dataset is not None and manifest.dataset.checksum == dataset.checksum
     same_labels = manifest.labels == dataset.labels
