@@ -6,6 +6,7 @@ Draws with matplotlib's figures directly, without its global state, and embeds t
 from __future__ import annotations
 
 import base64
+import dataclasses
 import html
 import io
 from collections.abc import Callable
@@ -97,7 +98,20 @@ def _parity_table(comparisons: list[Comparison]) -> str:
 
 
 def _facts_table(facts: dict[str, object]) -> str:
-    return _table(["fact", "value"], [[key, str(value)] for key, value in facts.items()])
+    return _table(
+        ["fact", "value"], [[key.replace("_", " "), _plain(value)] for key, value in facts.items()]
+    )
+
+
+def _plain(value: object) -> str:
+    """A fact as a reader would write it."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if isinstance(value, dict):
+        return "; ".join(f"{key.replace('_', ' ')}: {_plain(item)}" for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_plain, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _curves(recorder: Recorder) -> Figure:
@@ -190,6 +204,7 @@ _PAGE = """<!doctype html>
 <style>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto }}
 table {{ border-collapse: collapse; margin: 0.5rem 0 }}
+td:first-child {{ white-space: nowrap }}
 th, td {{ border: 1px solid #ccc; padding: 0.2rem 0.6rem; overflow-wrap: anywhere }}
 img {{ max-width: 100% }}
 </style></head>
