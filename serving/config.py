@@ -1,21 +1,14 @@
 """ServerConfig: every knob of the server, with its default, bounds, unit and help in one place.
 
-Flags and environment names are derived from its fields; nothing else reads the environment.
+`options` derives flags and environment names from its fields.
 """
 
 from __future__ import annotations
 
-import argparse
-import typing
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-
-PREFIX = "DIGITS_"
-
-
-class ConfigError(ValueError):
-    """A value that cannot be used; the message names the option."""
 
 
 def _about(
@@ -25,8 +18,43 @@ def _about(
     unit: str = "",
     bounds: tuple[float, float] | None = None,
     choices: tuple[str, ...] = (),
+    check: Callable[[str], object] | None = None,
 ) -> dict[str, object]:
-    return {"group": group, "help": text, "unit": unit, "bounds": bounds, "choices": choices}
+    """What an option's field carries; `check` raises ValueError for a text it cannot take."""
+    return {
+        "group": group,
+        "help": text,
+        "unit": unit,
+        "bounds": bounds,
+        "choices": choices,
+        "check": check,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class VersionPolicy:
+    """Which of a model's versions to serve: the `latest` so many, or the `specific` ones, or all
+    (Triton's version_policy)."""
+
+    latest: int | None = None
+    specific: tuple[int, ...] | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> VersionPolicy:
+        """ "latest:N", "all" or "specific:V,V,..."; ValueError for anything else."""
+        if text == "all":
+            return cls()
+        if match := re.fullmatch(r"latest:([1-9][0-9]*)", text):
+            return cls(latest=int(match[1]))
+        if re.fullmatch(r"specific:[1-9][0-9]*(,[1-9][0-9]*)*", text):
+            return cls(specific=tuple(int(item) for item in text.split(":")[1].split(",")))
+        raise ValueError("expected latest:N, all or specific:V,V,...")
+
+    def select(self, versions: Sequence[int]) -> list[int]:
+        """Those of the ascending versions that are to be served."""
+        if self.specific is not None:
+            return [version for version in versions if version in self.specific]
+        return list(versions if self.latest is None else versions[-self.latest :])
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,34 +63,106 @@ class ServerConfig:
 
     model_repository: Path = field(
         default=Path("models"),
-        metadata=_about("models", "directory of published models; the latest of each is served"),
+        metadata=_about("models", "directory of published models"),
     )
-    precision: str = field(
-        default="auto",
+    model_control_mode: str = field(
+        default="poll",
         metadata=_about(
             "models",
-            "which variant of a model to run; int8 is taken where there is one; auto is fp32",
-            choices=("auto", "fp32", "int8"),
+            "poll serves what is published meanwhile; explicit loads and unloads by RPC only, from"
+            " --load-model at the start; none serves what is there at the start",
+            choices=("poll", "explicit", "none"),
+        ),
+    )
+    poll_interval: float = field(
+        default=2.0,
+        metadata=_about(
+            "models", "how often poll looks for changes", unit="seconds", bounds=(0.05, 3600)
+        ),
+    )
+    load_model: tuple[str, ...] = field(
+        default=(),
+        metadata=_about(
+            "models", "models that explicit loads at the start, with commas between; * is all"
+        ),
+    )
+    version_policy: str = field(
+        default="latest:1",
+        metadata=_about(
+            "models",
+            "versions of each model to serve: latest:N, all, or specific:V,V,...",
+            check=VersionPolicy.parse,
+        ),
+    )
+    holdout_tolerance: float = field(
+        default=0.01,
+        metadata=_about(
+            "models",
+            "how far a version's accuracy on its holdout images may lie below what its manifest"
+            " says before it is refused",
+            bounds=(0, 1),
         ),
     )
     device: str = field(
         default="auto",
         metadata=_about(
-            "models",
+            "device",
             "where models run; gpu refuses to start without CUDA, auto logs what it took",
             choices=("auto", "cpu", "gpu"),
         ),
     )
+    precision: str = field(
+        default="auto",
+        metadata=_about(
+            "device",
+            "which variant of a model to run, fp32 where it has no such; auto takes int8 on a CPU"
+            " with VNNI or AMX if it passes the holdout and is faster there, else fp32; tf32 is"
+            " fp32 with TensorFloat-32 allowed",
+            choices=("auto", "fp32", "tf32", "fp16", "int8"),
+        ),
+    )
     instance_count: int = field(
         default=1,
-        metadata=_about("models", "batches of one model that run at the same time", bounds=(1, 64)),
+        metadata=_about("device", "batches of one model that run at the same time", bounds=(1, 64)),
     )
     intra_op_threads: int = field(
         default=0,
         metadata=_about(
-            "models",
-            "threads within one batch; 0 takes what CPU affinity and the cgroup quota allow",
+            "device",
+            "threads within one batch; 0 shares what CPU affinity and the cgroup quota allow among"
+            " the workers",
             bounds=(0, 1024),
+        ),
+    )
+    execution_provider: str = field(
+        default="auto",
+        metadata=_about(
+            "device",
+            "on a GPU: auto takes TensorRT where it is installed, else CUDA",
+            choices=("auto", "cuda", "tensorrt"),
+        ),
+    )
+    cuda_graphs: bool = field(
+        default=False,
+        metadata=_about(
+            "device", "on a GPU: capture one CUDA graph per bucket; needs --batch-buckets"
+        ),
+    )
+    gpu_memory_limit: int = field(
+        default=0,
+        metadata=_about(
+            "device",
+            "on a GPU: most memory of one model's arena; 0 sets no limit",
+            unit="bytes",
+            bounds=(0, 2**48),
+        ),
+    )
+    gpu_arena: str = field(
+        default="same_as_requested",
+        metadata=_about(
+            "device",
+            "on a GPU: how an arena grows",
+            choices=("same_as_requested", "next_power_of_two"),
         ),
     )
     max_batch_size: int = field(
@@ -85,7 +185,23 @@ class ServerConfig:
         metadata=_about(
             "batching",
             "requests that may wait for one model before more are refused",
-            bounds=(1, 4096),
+            bounds=(1, 65536),
+        ),
+    )
+    batch_buckets: tuple[int, ...] = field(
+        default=(),
+        metadata=_about(
+            "batching",
+            "sizes that batches are padded to, with commas between; none runs them as they are",
+            bounds=(1, 65536),
+        ),
+    )
+    priority_levels: int = field(
+        default=2,
+        metadata=_about(
+            "batching",
+            "levels that a request's `priority` may name: 1 runs first; without one it is the last",
+            bounds=(1, 64),
         ),
     )
     host: str = field(
@@ -107,6 +223,18 @@ class ServerConfig:
             "network", "largest request and answer", unit="bytes", bounds=(1024, 2**31 - 1)
         ),
     )
+    allow_admin: bool = field(
+        default=False,
+        metadata=_about(
+            "network", "let peers on this machine load and unload models and change settings"
+        ),
+    )
+    workers: int = field(
+        default=1,
+        metadata=_about(
+            "process", "server processes that share the port, each with all models", bounds=(1, 256)
+        ),
+    )
     drain_timeout: float = field(
         default=30.0,
         metadata=_about(
@@ -122,86 +250,3 @@ class ServerConfig:
             "process", "least severe message to log", choices=("debug", "info", "warning")
         ),
     )
-
-
-def parse(argv: Sequence[str], environ: Mapping[str, str]) -> ServerConfig:
-    """Flags over environment over defaults; a value at fault is named and exits with status 2."""
-    parser = _parser()
-    flags = vars(parser.parse_args(argv))
-    try:
-        return ServerConfig(**_values(flags, environ))
-    except ConfigError as error:
-        parser.error(str(error))
-
-
-def environment_name(option: str) -> str:
-    """`grpc_port` → `DIGITS_GRPC_PORT`."""
-    return PREFIX + option.upper()
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m serving",
-        usage="%(prog)s [OPTION ...]",
-        description="Serve the models of a repository over gRPC (V2 inference protocol).",
-        epilog="A flag wins over its environment variable, which wins over the default.",
-        allow_abbrev=False,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=98),
-    )
-    groups: dict[str, argparse._ArgumentGroup] = {}
-    for option in fields(ServerConfig):
-        name = option.metadata["group"]
-        group = groups.setdefault(name, parser.add_argument_group(name))
-        group.add_argument(_flag(option.name), metavar=_metavar(option), help=_help(option))
-    return parser
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _metavar(option: Field[object]) -> str:
-    if option.metadata["choices"]:
-        return "|".join(option.metadata["choices"])
-    if isinstance(option.default, Path):
-        return "DIR"
-    kinds = {int: "N", float: "SECONDS"}
-    return (
-        "BYTES" if option.metadata["unit"] == "bytes" else kinds.get(type(option.default), "TEXT")
-    )
-
-
-def _help(option: Field[object]) -> str:
-    unit = f" {option.metadata['unit']}" if option.metadata["unit"] else ""
-    default = f"{option.default:g}" if isinstance(option.default, float) else str(option.default)
-    return f"{option.metadata['help']} [{default}{unit}; {environment_name(option.name)}]"
-
-
-def _values(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> dict[str, typing.Any]:
-    """Converted and checked values of the options that were given."""
-    values = {}
-    for option in fields(ServerConfig):
-        variable = environment_name(option.name)
-        text = flags[option.name]
-        if text is not None:
-            values[option.name] = _convert(option, text, _flag(option.name))
-        elif variable in environ:
-            values[option.name] = _convert(option, environ[variable], variable)
-    return values
-
-
-def _convert(option: Field[typing.Any], text: str, source: str) -> object:
-    kind: Callable[[str], typing.Any] = type(option.default)
-    try:
-        value = kind(text)
-    except ValueError:
-        expected = "a whole number" if kind is int else "a number"
-        raise ConfigError(f"{source}: {text!r} is not {expected}") from None
-    if text == "":
-        raise ConfigError(f"{source}: must not be empty")
-    choices, bounds = option.metadata["choices"], option.metadata["bounds"]
-    if choices and value not in choices:
-        raise ConfigError(f"{source}: {text!r} is not one of {', '.join(choices)}")
-    if bounds and not bounds[0] <= value <= bounds[1]:
-        raise ConfigError(f"{source}: {text} is not between {bounds[0]} and {bounds[1]}")
-    return value

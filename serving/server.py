@@ -19,7 +19,7 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry, start_http_server
 
 from serving.admission import Admission
-from serving.config import ServerConfig, parse
+from serving.config import ServerConfig
 from serving.errors import StartupError
 from serving.metrics import Metrics
 from serving.model import (
@@ -29,6 +29,7 @@ from serving.model import (
     choose_device,
     installed_distributions,
 )
+from serving.options import parse
 from serving.pb import inference_pb2 as pb
 from serving.pb import inference_pb2_grpc as pb_grpc
 from serving.registry import Batching, ModelRegistry, ServedModel

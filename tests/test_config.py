@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from serving.config import ServerConfig, environment_name, parse
+from serving.config import ServerConfig, VersionPolicy
+from serving.options import environment_name, parse
 
 
 def test_a_flag_wins_over_the_environment_which_wins_over_the_default() -> None:
@@ -20,24 +21,61 @@ def test_a_flag_wins_over_the_environment_which_wins_over_the_default() -> None:
 def test_every_option_can_be_set_either_way() -> None:
     values = {
         "model_repository": Path("elsewhere"),
-        "precision": "int8",
+        "model_control_mode": "explicit",
+        "poll_interval": 0.5,
+        "load_model": ("one", "two"),
+        "version_policy": "specific:1,3",
+        "holdout_tolerance": 0.25,
         "device": "cpu",
+        "precision": "int8",
         "instance_count": 2,
         "intra_op_threads": 3,
+        "execution_provider": "cuda",
+        "cuda_graphs": True,
+        "gpu_memory_limit": 1000,
+        "gpu_arena": "next_power_of_two",
         "max_batch_size": 4,
         "max_queue_delay": 0.5,
         "max_queue_size": 6,
+        "batch_buckets": (1, 4),
+        "priority_levels": 3,
         "host": "::1",
         "grpc_port": 7,
         "metrics_port": 8,
         "max_message_bytes": 9000,
+        "allow_admin": True,
+        "workers": 2,
         "drain_timeout": 10.5,
         "log_level": "debug",
     }
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
-    environ = {environment_name(name): str(value) for name, value in values.items()}
+    texts = {name: typed(value) for name, value in values.items()}
+    flags = [f"--{name.replace('_', '-')}={text}" for name, text in texts.items()]
+    environ = {environment_name(name): text for name, text in texts.items()}
     assert dataclasses.asdict(parse(flags, {})) == values
     assert dataclasses.asdict(parse([], environ)) == values
+
+
+def typed(value: object) -> str:
+    """A value as a user would type it."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def test_a_switch_needs_no_value_and_a_flag_can_undo_its_variable() -> None:
+    assert parse(["--allow-admin"], {}).allow_admin is True
+    assert parse(["--allow-admin=no"], {"DIGITS_ALLOW_ADMIN": "1"}).allow_admin is False
+
+
+def test_a_version_policy_chooses_among_the_published_versions() -> None:
+    chosen = {
+        text: VersionPolicy.parse(text).select([1, 2, 4, 7])
+        for text in ("latest:1", "latest:2", "all", "specific:2,3,7")
+    }
+    assert chosen == {
+        "latest:1": [7],
+        "latest:2": [4, 7],
+        "all": [1, 2, 4, 7],
+        "specific:2,3,7": [2, 7],
+    }
 
 
 @pytest.mark.parametrize(
@@ -47,6 +85,13 @@ def test_every_option_can_be_set_either_way() -> None:
         (["--max-queue-delay", "nan"], {}, "--max-queue-delay: nan is not between 0 and 10"),
         (["--device", "tpu"], {}, "--device: 'tpu' is not one of auto, cpu, gpu"),
         (["--host", ""], {}, "--host: must not be empty"),
+        (["--version-policy", "newest"], {}, "--version-policy: 'newest': expected latest:N, all"),
+        (["--version-policy", "latest:0"], {}, "--version-policy: 'latest:0': expected latest:N"),
+        (["--version-policy", "latest:x"], {}, "--version-policy: 'latest:x': expected latest:N"),
+        (["--allow-admin=maybe"], {}, "--allow-admin: 'maybe' is not true or false"),
+        (["--batch-buckets", "1,65"], {}, "--batch-buckets: 65 is beyond --max-batch-size 64"),
+        (["--cuda-graphs"], {}, "--cuda-graphs needs --batch-buckets: a graph has one size"),
+        (["--load-model", "a"], {}, "--load-model needs --model-control-mode explicit"),
         ([], {"DIGITS_MAX_BATCH_SIZE": "1.5"}, "DIGITS_MAX_BATCH_SIZE: '1.5' is not a whole"),
         ([], {"DIGITS_DRAIN_TIMEOUT": "soon"}, "DIGITS_DRAIN_TIMEOUT: 'soon' is not a number"),
     ],

@@ -1,0 +1,142 @@
+"""Flags and environment → ServerConfig, derived from its fields; nothing else reads either."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import Field, fields
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from serving.config import ServerConfig
+
+PREFIX = "DIGITS_"
+_BOOLS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
+class ConfigError(ValueError):
+    """A value that cannot be used; the message names the option."""
+
+
+def parse(argv: Sequence[str], environ: Mapping[str, str]) -> ServerConfig:
+    """Flags over environment over defaults; a value at fault is named and exits with status 2."""
+    parser = _parser()
+    flags = vars(parser.parse_args(argv))
+    try:
+        return _consistent(ServerConfig(**_values(flags, environ)))
+    except ConfigError as error:
+        parser.error(str(error))
+
+
+def environment_name(option: str) -> str:
+    """`grpc_port` → `DIGITS_GRPC_PORT`."""
+    return PREFIX + option.upper()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m serving",
+        usage="%(prog)s [OPTION ...]",
+        description="Serve the models of a repository over gRPC (V2 inference protocol).",
+        epilog="A flag wins over its environment variable, which wins over the default."
+        " `python -m serving doctor [OPTION ...]` checks this machine and the repository.",
+        allow_abbrev=False,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=98),
+    )
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for option in fields(ServerConfig):
+        name = option.metadata["group"]
+        group = groups.setdefault(name, parser.add_argument_group(name))
+        # A switch may be given a value, --allow-admin=false, so that a flag can undo a variable.
+        switch: dict[str, Any] = (
+            {"nargs": "?", "const": "true"} if isinstance(option.default, bool) else {}
+        )
+        group.add_argument(
+            _flag(option.name), metavar=_metavar(option), help=_help(option), **switch
+        )
+    return parser
+
+
+def _consistent(config: ServerConfig) -> ServerConfig:
+    """The config, unless two of its values contradict each other."""
+    beyond = [size for size in config.batch_buckets if size > config.max_batch_size]
+    if beyond:
+        raise ConfigError(
+            f"--batch-buckets: {beyond[0]} is beyond --max-batch-size {config.max_batch_size}"
+        )
+    if config.cuda_graphs and not config.batch_buckets:
+        raise ConfigError("--cuda-graphs needs --batch-buckets: a graph has one size")
+    if config.load_model and config.model_control_mode != "explicit":
+        raise ConfigError("--load-model needs --model-control-mode explicit")
+    return config
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _metavar(option: Field[Any]) -> str:
+    if option.metadata["choices"]:
+        return "|".join(option.metadata["choices"])
+    if option.metadata["unit"]:
+        return str(option.metadata["unit"]).upper()
+    names = {Path: "DIR", bool: "true|false", int: "N", float: "SHARE", tuple: "LIST"}
+    return next((n for kind, n in names.items() if isinstance(option.default, kind)), "TEXT")
+
+
+def _help(option: Field[Any]) -> str:
+    unit = f" {option.metadata['unit']}" if option.metadata["unit"] else ""
+    default = f"{_shown(option.default)}{unit}"
+    return f"{option.metadata['help']} [{default}; {environment_name(option.name)}]"
+
+
+def _shown(value: object) -> str:
+    """A value as one would type it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ",".join(map(str, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _values(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> dict[str, Any]:
+    """Converted and checked values of the options that were given."""
+    values = {}
+    kinds = get_type_hints(ServerConfig)
+    for option in fields(ServerConfig):
+        variable = environment_name(option.name)
+        text = flags[option.name]
+        if text is not None:
+            values[option.name] = _convert(option, kinds[option.name], text, _flag(option.name))
+        elif variable in environ:
+            values[option.name] = _convert(option, kinds[option.name], environ[variable], variable)
+    return values
+
+
+def _convert(option: Field[Any], kind: Any, text: str, source: str) -> object:
+    """The text as the field's type, within its choices and bounds; ConfigError names the source."""
+    if get_origin(kind) is tuple:
+        items = [item.strip() for item in text.split(",") if item.strip()]
+        return tuple(_convert_one(option, get_args(kind)[0], item, source) for item in items)
+    if text == "":
+        raise ConfigError(f"{source}: must not be empty")
+    return _convert_one(option, kind, text, source)
+
+
+def _convert_one(option: Field[Any], kind: Any, text: str, source: str) -> object:
+    try:
+        value = _BOOLS[text.lower()] if kind is bool else kind(text)
+    except (ValueError, KeyError):
+        expected = {int: "a whole number", bool: "true or false"}.get(kind, "a number")
+        raise ConfigError(f"{source}: {text!r} is not {expected}") from None
+    choices, bounds = option.metadata["choices"], option.metadata["bounds"]
+    if choices and value not in choices:
+        raise ConfigError(f"{source}: {text!r} is not one of {', '.join(choices)}")
+    if bounds and not bounds[0] <= value <= bounds[1]:
+        raise ConfigError(f"{source}: {text} is not between {bounds[0]} and {bounds[1]}")
+    if option.metadata["check"]:
+        try:
+            option.metadata["check"](value)
+        except ValueError as error:
+            raise ConfigError(f"{source}: {text!r}: {error}") from None
+    return value
