@@ -1,100 +1,51 @@
 """DynamicBatcher: requests that arrive together run together. No model, transport or metric here.
 
-It owns no thread: of the callers that wait for answers, the batcher appoints one per free instance
-to run the next batch. An uncontended request so runs on its caller's thread without a hand-off.
+It owns the queue and the threads that run batches, and completes each request exactly once, with
+its answer or with its error. Nobody waits here: callers hand in a callback.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, groupby
 
-import numpy as np
-from numpy.typing import NDArray
-
+from serving.batch import (
+    Answer,
+    Execution,
+    Outcome,
+    Request,
+    Tensors,
+    padded,
+    split,
+    stack,
+)
 from serving.errors import (
+    BatcherClosed,
     DeadlineExceeded,
     InvalidInput,
     ModelFailed,
     QueueFull,
-    RequestCancelled,
-    ServingError,
 )
 
-Tensors = dict[str, NDArray[np.generic]]
 Run = Callable[[Tensors], Tensors]
-Observe = Callable[[int, float], None]
+Observe = Callable[[Execution, Sequence[Answer]], None]
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A request's own rows of the outputs, and what it cost; durations in seconds."""
-
-    outputs: Tensors
-    queue_seconds: float
-    compute_seconds: float
-    batch_rows: int
-
-
-class Lead:
-    """Tells a waiting caller that it is to run the next batch."""
-
-
-LEAD = Lead()
-
-
-class Request:
-    """Inputs with the same number of rows each, and an absolute `time.monotonic` deadline."""
-
-    def __init__(self, inputs: Tensors, deadline: float = math.inf) -> None:
-        self.inputs = inputs
-        self.rows = _rows(inputs)
-        self.deadline = deadline
-        self.cancelled = False
-        self.leading = False
-        self.queued_at = 0.0
-        self._mailbox: queue.SimpleQueue[Lead | Answer | ServingError] = queue.SimpleQueue()
-
-    def cancel(self) -> None:
-        """The caller went away: whoever waits for the answer gets RequestCancelled."""
-        self.cancelled = True
-        self.tell(RequestCancelled("the request was cancelled"))
-
-    def tell(self, message: Lead | Answer | ServingError) -> None:
-        """Wake the caller that waits for this request; a message too many is never read."""
-        self._mailbox.put(message)
-
-    def wait(self) -> Lead | Answer | ServingError:
-        """The next message, or DeadlineExceeded at the deadline."""
-        remaining = max(0.0, self.deadline - time.monotonic())
-        try:
-            return self._mailbox.get(timeout=min(remaining, threading.TIMEOUT_MAX))
-        except queue.Empty:
-            return DeadlineExceeded("the deadline passed before the answer was there")
-
-    def abandoned(self, now: float) -> bool:
-        """Nobody waits for the answer any more."""
-        return self.cancelled or now >= self.deadline
-
-    def joins(self, other: Request) -> bool:
-        """The inputs can be stacked on the other's: they differ in rows only."""
-        return all(self.inputs[n].shape[1:] == array.shape[1:] for n, array in other.inputs.items())
 
 
 class DynamicBatcher:
     """Groups requests into batches and runs at most `instance_count` of them at the same time.
 
     A batch is closed at `max_batch_size` rows or `max_queue_delay` seconds after its first request;
-    without a delay, the moment an instance is free. `run` maps stacked inputs to outputs with as
-    many rows; `observe` is told the rows and seconds of each batch before its answers go out.
+    without a delay, the moment an instance is free. Lower `priority` numbers go first. With
+    `buckets`, a batch is filled up with rows of zeros to the next of these sizes. `run` maps
+    stacked inputs to outputs with as many rows; `observe` is told of each batch before its answers
+    go out.
     """
 
     def __init__(
@@ -105,166 +56,223 @@ class DynamicBatcher:
         max_queue_delay: float = 0.0,
         max_queue_size: int = 256,
         instance_count: int = 1,
-        observe: Observe = lambda rows, seconds: None,
+        buckets: Sequence[int] = (),
+        priority_levels: int = 1,
+        observe: Observe = lambda execution, answers: None,
+        name: str = "batcher",
     ) -> None:
         self._run = run
         self._observe = observe
         self._max_batch_size = max_batch_size
         self._max_queue_delay = max_queue_delay
         self._max_queue_size = max_queue_size
-        self._queue: deque[Request] = deque()
+        self._buckets = sorted(buckets)
+        self._queues: list[deque[Request]] = [deque() for _ in range(priority_levels)]
+        self._queued = 0
+        self._inside = 0  # queued, running or being answered
         self._free_instances = instance_count
-        self._collecting = False  # a leader was appointed and has not yet taken its batch
+        self._closed = False
         self._lock = threading.Lock()
-        self._arrival = threading.Condition(self._lock)
+        self._arrived = threading.Condition(self._lock)  # or an instance became free
+        self._emptied = threading.Condition(self._lock)
+        # One more than there are instances: while one gives out its answers, the next batch runs.
+        self._threads = [
+            threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True)
+            for number in range(instance_count + 1)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def pending(self) -> int:
         """Requests that wait to be taken into a batch."""
-        return len(self._queue)
+        return self._queued
 
-    def infer(self, request: Request) -> Answer:
-        """Wait for the request's answer, running batches meanwhile when appointed to.
+    def submit(self, request: Request) -> None:
+        """Queue the request; it will be completed once, on another thread.
 
-        Raises InvalidInput, QueueFull, DeadlineExceeded, RequestCancelled or ModelFailed.
+        Raises InvalidInput, QueueFull or BatcherClosed, and then does not complete it.
         """
-        self._admit(request)
-        while True:
-            message = request.wait()
-            if isinstance(message, Answer):
-                return message
-            if isinstance(message, ServingError):
-                self._withdraw(request)
-                raise message
-            self._lead(request)
-
-    def _admit(self, request: Request) -> None:
         if request.rows > self._max_batch_size:
             raise InvalidInput(
                 f"the request has {request.rows} rows, at most {self._max_batch_size} are allowed"
             )
+        if self._queued >= self._max_queue_size:
+            self._make_room()
         with self._lock:
-            if len(self._queue) >= self._max_queue_size:
+            if self._closed:
+                raise BatcherClosed("the version is being unloaded")
+            if self._queued >= self._max_queue_size:
                 raise QueueFull(f"{self._max_queue_size} requests are already waiting")
             request.queued_at = time.monotonic()
-            self._queue.append(request)
-            self._arrival.notify()
-            self._appoint()
+            self._queues[request.priority].append(request)
+            self._queued += 1
+            self._inside += 1
+            if self._free_instances:
+                self._arrived.notify()
 
-    def _withdraw(self, request: Request) -> None:
+    def close(self, timeout: float) -> bool:
+        """Take nothing more, let what is inside finish, end the threads; whether all did in time.
+
+        What is still queued after `timeout` seconds fails.
+        """
+        end = time.monotonic() + timeout
         with self._lock:
-            if request in self._queue:
-                self._queue.remove(request)
-            if request.leading:  # appointed, but left before it read so
-                request.leading = self._collecting = False
-                self._free_instances += 1
-            self._appoint()
+            self._closed = True
+            self._arrived.notify_all()
+            finished = self._emptied.wait_for(lambda: not self._inside, timeout)
+            left = self._remove(lambda request: True)
+            self._arrived.notify_all()
+        for request in left:
+            request.finish(ModelFailed("the model was unloaded before the request could run"))
+        for thread in self._threads:
+            thread.join(max(0.0, end - time.monotonic()))
+        return finished
 
-    def _appoint(self) -> None:
-        """Let the first waiting caller lead if an instance is free. The lock is held."""
-        if self._queue and self._free_instances and not self._collecting:
-            self._free_instances -= 1
-            self._collecting = True
-            self._queue[0].leading = True
-            self._queue[0].tell(LEAD)
+    def _make_room(self) -> None:
+        """Drop what was abandoned from a full queue."""
+        now = time.monotonic()
+        with self._lock:
+            dropped = self._remove(lambda request: request.abandoned(now))
+        _expire(dropped)
 
-    def _lead(self, request: Request) -> None:
-        """Run one batch on the instance that the request's caller was appointed to."""
-        batch = self._collect(request)
-        try:
-            if batch:
-                self._execute(batch)
-        finally:
+    def _remove(self, wanted: Callable[[Request], bool]) -> list[Request]:
+        """Take out of the queues whatever is wanted. The lock is held."""
+        removed = [request for queue in self._queues for request in queue if wanted(request)]
+        if removed:
+            gone = set(map(id, removed))
+            self._queues = [deque(r for r in queue if id(r) not in gone) for queue in self._queues]
+            self._queued -= len(removed)
+            self._leave(len(removed))
+        return removed
+
+    def _leave(self, count: int) -> None:
+        """So many requests are no longer inside. The lock is held."""
+        self._inside -= count
+        if not self._inside:
+            self._emptied.notify_all()
+
+    def _work(self) -> None:
+        """Run batches, one after the other, until the batcher is closed and empty."""
+        while batch := self._next():
+            outcomes = self._execute(batch)
             with self._lock:
                 self._free_instances += 1
-                self._appoint()
+                if self._queued:
+                    self._arrived.notify()
+            try:
+                self._hand_out(batch, outcomes)
+            except Exception:  # the thread must live: others wait for their batches
+                log.exception("an answer could not be handed out")
+            with self._lock:
+                self._leave(len(batch))
 
-    def _collect(self, leader: Request) -> list[Request]:
-        """Wait for the batch to close and take it off the queue."""
-        with self._lock:
-            while (delay := self._closes_in()) > 0:
-                self._arrival.wait(delay)
-            now = time.monotonic()
-            batch = self._next_batch(now)
-            if not batch:
-                self._queue.clear()  # whatever is queued was abandoned
-            while batch and self._queue.popleft() is not batch[-1]:
-                pass  # abandoned ones between them are dropped
-            leader.leading = self._collecting = False
-            self._appoint()
-            return batch
+    def _next(self) -> list[Request]:
+        """Wait for an instance and a batch and take both; an empty batch when all is over."""
+        while True:
+            with self._lock:
+                while (seconds := self._closes_in()) > 0 and not self._over():
+                    self._arrived.wait(None if math.isinf(seconds) else seconds)
+                if self._over():
+                    self._arrived.notify_all()  # the other threads are over, too
+                    return []
+                batch, dropped = self._take(time.monotonic())
+                if batch:
+                    self._free_instances -= 1
+                    if self._queued and self._free_instances:
+                        self._arrived.notify()
+            _expire(dropped)
+            if batch:
+                return batch
+
+    def _over(self) -> bool:
+        return self._closed and not self._queued
 
     def _closes_in(self) -> float:
-        """Seconds until the batch at the head of the queue must run; 0 when it is closed."""
-        if not self._max_queue_delay or not self._queue:
+        """Seconds until a batch may be taken: 0 for now, infinite while nothing waits or no
+        instance is free. The lock is held."""
+        if not self._queued or not self._free_instances:
+            return math.inf
+        if not self._max_queue_delay or self._closed:
             return 0.0
         now = time.monotonic()
-        batch = self._next_batch(now)
-        waiting = sum(not request.abandoned(now) for request in self._queue)
+        batch = list(self._fitting(now))
+        waiting = sum(not r.abandoned(now) for queue in self._queues for r in queue)
         full = sum(request.rows for request in batch) >= self._max_batch_size
         if not batch or full or len(batch) < waiting:
             return 0.0
-        return batch[0].queued_at + self._max_queue_delay - now
+        return min(request.queued_at for request in batch) + self._max_queue_delay - now
 
-    def _next_batch(self, now: float) -> list[Request]:
-        """The longest run of requests from the head that fits; who does not fit waits his turn."""
-        batch: list[Request] = []
+    def _fitting(self, now: float) -> Iterator[Request]:
+        """Those that make up the next batch; who does not fit waits his turn. The lock is held."""
+        first: Request | None = None
         rows = 0
-        for request in self._queue:
+        for request in chain(*self._queues):
             if request.abandoned(now):
                 continue
+            first = first or request
             rows += request.rows
-            if rows > self._max_batch_size or (batch and not request.joins(batch[0])):
-                break
-            batch.append(request)
-        return batch
+            if rows > self._max_batch_size or not request.joins(first):
+                return
+            yield request
 
-    def _execute(self, batch: list[Request]) -> None:
-        """Run the batch and give each request its own rows, or each its own error."""
+    def _take(self, now: float) -> tuple[list[Request], list[Request]]:
+        """The next batch, and what was abandoned in front of it, off the queues. The lock is
+        held."""
+        batch = list(self._fitting(now))
+        chosen = set(map(id, batch))
+        dropped = []
+        for queue in self._queues:
+            while queue and (id(queue[0]) in chosen or queue[0].abandoned(now)):
+                request = queue.popleft()
+                if id(request) not in chosen:
+                    dropped.append(request)
+        self._queued -= len(batch) + len(dropped)
+        self._leave(len(dropped))
+        return batch, dropped
+
+    def _execute(self, batch: list[Request]) -> list[Outcome]:
+        """The outcome of each request. Those of a batch that failed run again one by one, so that
+        nobody fails for what another sent."""
+        try:
+            return [*self._answers(batch)]
+        except Exception:
+            log.exception("a batch of %d requests failed", len(batch))
+        if len(batch) == 1:
+            return [ModelFailed("the model failed; the server's log says why")]
+        return [outcome for request in batch for outcome in self._execute([request])]
+
+    def _answers(self, batch: list[Request]) -> list[Answer]:
         started = time.monotonic()
         rows = sum(request.rows for request in batch)
-        try:
-            outputs = self._run(_stack(batch))
-            _check_rows(outputs, rows)
-            parts = _split(outputs, batch)
-            seconds = time.monotonic() - started
-            self._observe(rows, seconds)
-        except Exception:
-            log.exception("a batch of %d rows failed", rows)
-            for request in batch:
-                request.tell(ModelFailed("the model failed; the server's log says why"))
-            return
-        for request, own in zip(batch, parts, strict=True):
-            request.tell(Answer(own, started - request.queued_at, seconds, rows))
+        size = padded(rows, self._buckets)
+        inputs = stack(batch, size)
+        stacked = time.monotonic()
+        outputs = self._run(inputs)
+        ran = time.monotonic()
+        parts = split(outputs, batch, size)
+        done = time.monotonic()
+        execution = Execution(rows, started, stacked - started, ran - stacked, done - ran)
+        return [
+            Answer(part, started - request.queued_at, execution)
+            for request, part in zip(batch, parts, strict=True)
+        ]
+
+    def _hand_out(self, batch: list[Request], outcomes: list[Outcome]) -> None:
+        """Give each request its outcome, unless it was cancelled meanwhile."""
+        claimed = [
+            (complete, outcome)
+            for request, outcome in zip(batch, outcomes, strict=True)
+            if (complete := request.claim())
+        ]
+        answers = [outcome for _, outcome in claimed if isinstance(outcome, Answer)]
+        for execution, group in groupby(answers, key=lambda answer: answer.execution):
+            self._observe(execution, list(group))
+        for complete, outcome in claimed:
+            complete(outcome)
 
 
-def _rows(inputs: Tensors) -> int:
-    rows = {name: len(array) for name, array in inputs.items()}
-    if len(set(rows.values())) != 1:
-        listed = ", ".join(f"{name!r} has {count}" for name, count in rows.items())
-        raise InvalidInput(f"inputs must have the same number of rows: {listed}")
-    return next(iter(rows.values()))
-
-
-def _stack(batch: list[Request]) -> Tensors:
-    if len(batch) == 1:
-        return batch[0].inputs
-    names = batch[0].inputs
-    return {name: np.concatenate([request.inputs[name] for request in batch]) for name in names}
-
-
-def _split(outputs: Tensors, batch: list[Request]) -> list[Tensors]:
-    if len(batch) == 1:
-        return [outputs]
-    parts, start = [], 0
-    for request in batch:
-        stop = start + request.rows
-        parts.append({name: array[start:stop] for name, array in outputs.items()})
-        start = stop
-    return parts
-
-
-def _check_rows(outputs: Tensors, rows: int) -> None:
-    for name, array in outputs.items():
-        if array.ndim == 0 or len(array) != rows:
-            raise ValueError(f"output {name!r} has shape {array.shape}, expected {rows} rows")
+def _expire(requests: Sequence[Request]) -> None:
+    """Tell abandoned ones so. No lock may be held: completing a request may take others."""
+    for request in requests:
+        request.finish(DeadlineExceeded("the deadline passed before the request could run"))

@@ -23,6 +23,10 @@ class QueueFull(ServingError):
     """As many requests wait as may: the server is overloaded."""
 
 
+class BatcherClosed(ServingError):
+    """The version that the request was for is being unloaded: ask the registry again."""
+
+
 class DeadlineExceeded(ServingError):
     """The request's deadline passed before its answer was there."""
 
@@ -33,6 +37,18 @@ class RequestCancelled(ServingError):
 
 class ModelFailed(ServingError):
     """The model failed while it ran; the reason is in the server's log."""
+
+
+class NotAllowed(ServingError):
+    """The caller may not do that, or not as the server was started."""
+
+
+class LoadFailed(ServingError):
+    """A model was to be loaded on request and could not be; the message says why."""
+
+
+class NotSupported(ServingError):
+    """A part of the protocol that this server does not have."""
 
 
 class StartupError(Exception):
