@@ -29,7 +29,7 @@ from serving.errors import (
 
 Tensors = dict[str, NDArray[np.generic]]
 Run = Callable[[Tensors], Tensors]
-Observe = Callable[[int, float], None]
+Observe = Callable[[list["Request"], float, float], None]
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,8 @@ class DynamicBatcher:
 
     A batch is closed at `max_batch_size` rows or `max_queue_delay` seconds after its first request;
     without a delay, the moment an instance is free. `run` maps stacked inputs to outputs with as
-    many rows; `observe` is told the rows and seconds of each batch before its answers go out.
+    many rows; `observe` is told each batch, when it began by the monotonic clock, and the seconds
+    that it took, before its answers go out.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class DynamicBatcher:
         max_queue_delay: float = 0.0,
         max_queue_size: int = 256,
         instance_count: int = 1,
-        observe: Observe = lambda rows, seconds: None,
+        observe: Observe = lambda batch, started, seconds: None,
     ) -> None:
         self._run = run
         self._observe = observe
@@ -228,7 +229,7 @@ class DynamicBatcher:
             _check_rows(outputs, rows)
             parts = _split(outputs, batch)
             seconds = time.monotonic() - started
-            self._observe(rows, seconds)
+            self._observe(batch, started, seconds)
         except Exception:
             log.exception("a batch of %d rows failed", rows)
             for request in batch:

@@ -15,6 +15,7 @@ import model_repository
 from model_repository import Manifest, RepositoryError
 from serving.batcher import Answer, DynamicBatcher, Request
 from serving.errors import ModelLoadError, ModelNotFound, ModelNotReady, StartupError
+from serving.execution import Execution
 from serving.metrics import Metrics, ModelMetrics
 from serving.model import Model, Runtime
 
@@ -45,9 +46,9 @@ class ServedModel:
             max_queue_delay=batching.max_queue_delay,
             max_queue_size=batching.max_queue_size,
             instance_count=batching.instance_count,
-            observe=metrics.executed,
+            observe=self._executed,
         )
-        metrics.loaded(model.load_seconds, lambda: self.batcher.pending)
+        metrics.loaded(model.load_seconds)
 
     @property
     def manifest(self) -> Manifest:
@@ -67,6 +68,20 @@ class ServedModel:
             for name, array in answer.outputs.items():
                 answer.outputs[name] = array[0]
         return answer
+
+    def _executed(self, batch: list[Request], started: float, seconds: float) -> None:
+        now = started + seconds
+        answered = [request for request in batch if not request.abandoned(now)]
+        execution = Execution(
+            rows=sum(request.rows for request in batch),
+            queue_seconds=[started - request.queued_at for request in answered],
+            request_seconds=[now - request.queued_at for request in answered],
+            compute_input_seconds=0.0,
+            compute_infer_seconds=seconds,
+            compute_output_seconds=0.0,
+        )
+        self.metrics.executed(execution)
+        self.metrics.pending(self.batcher.pending)
 
     def _run_single(self, inputs: Tensors) -> Tensors:
         outputs = self.model.run({name: array[0] for name, array in inputs.items()})
