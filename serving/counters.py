@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import mmap
 import os
 import struct
@@ -49,6 +50,8 @@ SUPERVISOR = -1
 RETIRED = -2
 SUFFIX = ".counters"
 CHUNK_BYTES = 256 * 1024
+
+log = logging.getLogger(__name__)
 
 _HEADER = struct.Struct("=8sQqQQQQQ")
 _LENGTHS = struct.Struct("=II")
@@ -100,7 +103,8 @@ class CounterFile:
 class Counters:
     """This process's counters. Adding to a slot takes `lock`; storing into one does not.
 
-    Raises OSError where the directory is not there or the disk is full.
+    Raises OSError where the directory is not there or the disk is full. Should that come later,
+    what is new is counted unseen, and logged: no request fails because it cannot be counted.
     """
 
     def __init__(
@@ -137,23 +141,29 @@ class Counters:
         key = _key(series)
         size = _LENGTHS.size + len(key) + 8 * slots
         if not self._chunk.holds(size):
-            self._chunk = self._new_chunk(max(self._chunk_bytes, _HEADER.size + size))
+            room = max(self._chunk_bytes, _HEADER.size + size)
+            try:
+                self._chunk = self._new_chunk(room)
+            except OSError as error:
+                log.error("new metrics are not shown: %s", error)
+                self._chunk = _Chunk(Path(os.devnull), mmap.mmap(-1, room))
         return self._chunk.append(key, slots)
 
     def _new_chunk(self, size: int) -> _Chunk:
         path = self._directory / f"{self._worker}-{self._process.pid}-{time.time_ns():x}{SUFFIX}"
         create(path, _pack_header(self._worker, self._process).ljust(size, b"\0"))
-        return _Chunk(path)
+        with path.open("r+b") as stream:
+            return _Chunk(path, mmap.mmap(stream.fileno(), 0))
 
 
 class _Chunk:
     """One mapped file that records are appended to."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, mapping: mmap.mmap) -> None:
         self._path = path
-        with path.open("r+b") as stream:
-            self._bytes = memoryview(mmap.mmap(stream.fileno(), 0))
-        self._words = self._bytes.cast("Q")
+        self._bytes = memoryview(mapping)
+        self._words = self._bytes[: _HEADER.size].cast("Q")
+        self._words[_USED] = _HEADER.size
         self._floats = self._bytes[: len(self._bytes) // 8 * 8].cast("d")
 
     def holds(self, size: int) -> bool:

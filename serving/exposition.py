@@ -72,7 +72,7 @@ class Collector(registry.Collector):
             ("virtual_memory_bytes", "Virtual memory in bytes", sum(u.virtual_bytes for u in used)),
             (
                 "resident_memory_bytes",
-                "Resident memory in bytes; pages that processes share count in each",
+                "Resident memory in bytes (a page that is shared counts in each)",
                 sum(u.resident_bytes for u in used),
             ),
             ("open_fds", "Open file descriptors", sum(u.open_fds for u in used)),

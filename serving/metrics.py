@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,8 @@ from serving.families import ROWS, SECONDS, Exported, Family, Kept
 from serving.statistics import ModelTotals, model_totals
 
 Slots: TypeAlias = "memoryview[float]"
+
+log = logging.getLogger(__name__)
 
 
 class LoadFailure(StrEnum):
@@ -177,7 +180,10 @@ class SupervisorMetrics:
     def restarted(self) -> None:
         """A worker died, was waited for, and another took its place. Of one thread only."""
         self._restarts[0] += 1
-        counter_directory.fold(self._directory)
+        try:
+            counter_directory.fold(self._directory)
+        except OSError as error:  # nothing is lost: the files stay until the next time
+            log.error("the counters of dead workers could not be folded: %s", error)
 
 
 def _observe(slots: Slots, bounds: tuple[float, ...], value: float) -> None:
