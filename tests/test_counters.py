@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import mmap
 import os
@@ -68,11 +69,12 @@ def test_another_writer_in_the_process_adds_to_a_record_of_its_own(tmp_path: Pat
     counters = Counters(tmp_path)
     series = Series(Merge.SUM, "n")
     counters.record(series).slots[0] = 3
-    own = counters.private_record(series)
-    with own.path.open("r+b") as stream, mmap.mmap(stream.fileno(), 0) as mapped:
-        struct.pack_into("=d", mapped, own.offset, 4.0)
-    assert own.slots[0] == 4
-    assert counted(tmp_path, "n") == [7.0]
+    by_offset, by_address = counters.private_record(series), counters.private_record(series)
+    with by_offset.path.open("r+b") as stream, mmap.mmap(stream.fileno(), 0) as mapped:
+        struct.pack_into("=d", mapped, by_offset.offset, 4.0)
+    ctypes.c_double.from_buffer(by_address.slots).value = 5.0
+    assert (by_offset.slots[0], by_address.slots[0]) == (4, 5)
+    assert counted(tmp_path, "n") == [12.0]
 
 
 def test_slots_stay_good_while_files_are_added(tmp_path: Path) -> None:

@@ -13,6 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest as openmetrics_text
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as openmetrics_families,
+)
 from prometheus_client.parser import text_string_to_metric_families
 from test_counters import python
 
@@ -316,6 +320,20 @@ def test_every_metric_has_a_text_and_a_name_of_its_own(tmp_path: Path) -> None:
         assert (shown.documentation, shown.type) == (family.help, family.kind)
         assert family.name.endswith("_total") == (family.kind == "counter")
     assert {"inference_workers", "process_cpu_seconds", "python_info"} <= families.keys()
+
+
+def test_the_openmetrics_text_that_prometheus_asks_for_says_the_same(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path, "test")
+    metrics.model("digits", 1).executed(execution(1, 2, rows=3))
+    metrics.load_failed("other", 1, LoadFailure.OTHER)
+    registry = registry_of(tmp_path)
+    text = openmetrics_text(registry).decode()  # type: ignore[no-untyped-call]
+    families = openmetrics_families(text)  # type: ignore[no-untyped-call]
+    found = {(s.name, frozenset(s.labels.items())): s.value for f in families for s in f.samples}
+    plain = samples(registry)
+    assert found.keys() == plain.keys()
+    ours = {key for key in found if key[0].startswith("inference_")}
+    assert {key: found[key] for key in ours} == {key: plain[key] for key in ours}
 
 
 def test_a_directory_is_not_registered_twice(tmp_path: Path) -> None:
