@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,11 +16,10 @@ Tensors = dict[str, NDArray[np.generic]]
 
 
 @dataclass(frozen=True, slots=True)
-class Execution:
-    """One batch that ran; durations in seconds, `rows` without those added to fill a bucket."""
+class Stages:
+    """What one batch cost; durations in seconds, `rows` without those added to fill a bucket."""
 
     rows: int
-    started: float  # time.monotonic
     compute_input_seconds: float
     compute_infer_seconds: float
     compute_output_seconds: float
@@ -27,11 +27,12 @@ class Execution:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A request's own rows of the outputs, what it waited, and the batch that it was part of."""
+    """A request's own rows of the outputs, what it waited for its batch, and what that cost."""
 
     outputs: Tensors
     queue_seconds: float
-    execution: Execution
+    request_seconds: float  # from arrival
+    stages: Stages
 
 
 Outcome = Answer | ServingError
@@ -41,21 +42,28 @@ Complete = Callable[[Outcome], None]
 class Request:
     """Inputs with the same number of rows each, and what to call, once, with the outcome.
 
-    `deadline` is an absolute time.monotonic; `priority` is 0 for the level that runs first.
+    `arrived`, now where it is not given, and `deadline` are absolute time.monotonic; `priority` is
+    0 for the level that runs first.
     `complete` must not raise, and must not wait: it runs on a thread that runs batches.
     """
 
-    __slots__ = ("_complete", "cancelled", "deadline", "inputs", "priority", "queued_at", "rows")
+    __slots__ = ("_complete", "arrived", "cancelled", "deadline", "inputs", "priority", "rows")
 
     def __init__(
-        self, inputs: Tensors, complete: Complete, deadline: float = math.inf, priority: int = 0
+        self,
+        inputs: Tensors,
+        complete: Complete,
+        *,
+        deadline: float = math.inf,
+        priority: int = 0,
+        arrived: float | None = None,
     ) -> None:
         self.inputs = inputs
         self.rows = _rows(inputs)
         self.deadline = deadline
         self.priority = priority
         self.cancelled = False
-        self.queued_at = 0.0
+        self.arrived = time.monotonic() if arrived is None else arrived
         self._complete = [complete]
 
     def claim(self) -> Complete | None:
@@ -71,7 +79,7 @@ class Request:
             complete(outcome)
 
     def cancel(self) -> None:
-        """The caller went away: the request is complete, and does not run unless it already does."""
+        """The caller went away: this completes it, and it is not run unless it runs already."""
         self.cancelled = True
         self.finish(RequestCancelled("the request was cancelled"))
 

@@ -16,9 +16,9 @@ from itertools import chain, groupby
 
 from serving.batch import (
     Answer,
-    Execution,
     Outcome,
     Request,
+    Stages,
     Tensors,
     padded,
     split,
@@ -31,9 +31,10 @@ from serving.errors import (
     ModelFailed,
     QueueFull,
 )
+from serving.execution import Execution
 
 Run = Callable[[Tensors], Tensors]
-Observe = Callable[[Execution, Sequence[Answer]], None]
+Observe = Callable[[Execution], None]
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class DynamicBatcher:
         instance_count: int = 1,
         buckets: Sequence[int] = (),
         priority_levels: int = 1,
-        observe: Observe = lambda execution, answers: None,
+        observe: Observe = lambda execution: None,
         name: str = "batcher",
     ) -> None:
         self._run = run
@@ -104,7 +105,6 @@ class DynamicBatcher:
                 raise BatcherClosed("the version is being unloaded")
             if self._queued >= self._max_queue_size:
                 raise QueueFull(f"{self._max_queue_size} requests are already waiting")
-            request.queued_at = time.monotonic()
             self._queues[request.priority].append(request)
             self._queued += 1
             self._inside += 1
@@ -201,7 +201,7 @@ class DynamicBatcher:
         full = sum(request.rows for request in batch) >= self._max_batch_size
         if not batch or full or len(batch) < waiting:
             return 0.0
-        return min(request.queued_at for request in batch) + self._max_queue_delay - now
+        return min(request.arrived for request in batch) + self._max_queue_delay - now
 
     def _fitting(self, now: float) -> Iterator[Request]:
         """Those that make up the next batch; who does not fit waits his turn. The lock is held."""
@@ -252,9 +252,9 @@ class DynamicBatcher:
         ran = time.monotonic()
         parts = split(outputs, batch, size)
         done = time.monotonic()
-        execution = Execution(rows, started, stacked - started, ran - stacked, done - ran)
+        stages = Stages(rows, stacked - started, ran - stacked, done - ran)
         return [
-            Answer(part, started - request.queued_at, execution)
+            Answer(part, started - request.arrived, done - request.arrived, stages)
             for request, part in zip(batch, parts, strict=True)
         ]
 
@@ -266,10 +266,21 @@ class DynamicBatcher:
             if (complete := request.claim())
         ]
         answers = [outcome for _, outcome in claimed if isinstance(outcome, Answer)]
-        for execution, group in groupby(answers, key=lambda answer: answer.execution):
-            self._observe(execution, list(group))
+        for stages, group in groupby(answers, key=lambda answer: answer.stages):
+            self._observe(_execution(stages, list(group)))
         for complete, outcome in claimed:
             complete(outcome)
+
+
+def _execution(stages: Stages, answers: Sequence[Answer]) -> Execution:
+    return Execution(
+        rows=stages.rows,
+        queue_seconds=[answer.queue_seconds for answer in answers],
+        request_seconds=[answer.request_seconds for answer in answers],
+        compute_input_seconds=stages.compute_input_seconds,
+        compute_infer_seconds=stages.compute_infer_seconds,
+        compute_output_seconds=stages.compute_output_seconds,
+    )
 
 
 def _expire(requests: Sequence[Request]) -> None:

@@ -250,3 +250,10 @@ class ServerConfig:
             "process", "least severe message to log", choices=("debug", "info", "warning")
         ),
     )
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        """The sizes that batches are padded to, up to the largest batch; none without any."""
+        if not self.batch_buckets:
+            return ()
+        return tuple(sorted({*self.batch_buckets, self.max_batch_size}))

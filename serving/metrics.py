@@ -1,20 +1,91 @@
-"""Every metric that the server exports. Knows no gRPC; a label value is a loaded model's, never a
-client's text."""
+"""Counts what the server does, into this process's counter file. Knows no gRPC and no Prometheus.
+
+`families` says which metrics there are; `exposition` shows the sum over all processes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import time
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TypeAlias
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
-from prometheus_client.platform_collector import PlatformCollector
-from prometheus_client.process_collector import ProcessCollector
+from serving import counter_directory
+from serving.counters import SUPERVISOR, Counters
+from serving.execution import Execution
+from serving.families import ROWS, SECONDS, Exported, Family, Kept
+from serving.statistics import ModelTotals, model_totals
 
-_MODEL = ("model", "version")
-_SECONDS = (
-    *(50e-6, 100e-6, 200e-6, 500e-6, 1e-3, 2e-3, 5e-3, 10e-3, 20e-3, 50e-3, 0.1, 0.2, 0.5),
-    *(1.0, 2.0, 5.0, 10.0),
-)
-_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+Slots: TypeAlias = "memoryview[float]"
+
+log = logging.getLogger(__name__)
+
+
+class LoadFailure(StrEnum):
+    """What was wrong with a version that was not served."""
+
+    MANIFEST = "manifest"
+    CHECKSUM = "checksum"
+    SESSION = "session"
+    SIGNATURE = "signature"
+    HOLDOUT = "holdout"
+    OTHER = "other"
+
+
+class Metrics:
+    """The metrics that one process writes in the directory; any number of threads may.
+
+    Raises OSError where the directory is missing or full, here and when a series is new.
+    """
+
+    def __init__(self, directory: Path, server_version: str, worker: int = 0) -> None:
+        self._directory = directory
+        self.counters = Counters(directory, worker)
+        self.set(Exported.server_info, 1, server_version)
+
+    def model(self, name: str, version: int) -> ModelMetrics:
+        """The series of a version that is served, or about to be."""
+        return ModelMetrics(self, name, str(version))
+
+    def unknown_model(self, code: str) -> None:
+        """A request named no model that is loaded, and was answered with that gRPC status."""
+        self.add(Exported.requests, 1, "", "", code)
+
+    def load_failed(self, name: str, version: int, reason: LoadFailure) -> None:
+        """A version of the repository was refused, and is not served."""
+        labels = (name, str(version))
+        self.add(Exported.load_failures, 1, *labels, reason)
+        self.set(Exported.model_ready, 0, *labels)
+
+    def add(self, family: Family, amount: float, *labels: str) -> None:
+        """Add to a counter."""
+        slots = self.slots(family, *labels)
+        with self.counters.lock:
+            slots[0] += amount
+
+    def set(self, family: Family, value: float, *labels: str) -> None:
+        """Set a gauge."""
+        self.slots(family, *labels)[0] = value
+
+    def observe(self, family: Family, value: float, *labels: str) -> None:
+        """Add a value to a histogram."""
+        slots = self.slots(family, *labels)
+        with self.counters.lock:
+            _observe(slots, family.bounds, value)
+
+    def slots(self, family: Family, *labels: str) -> Slots:
+        """The slots of a series, for who looks its labels up once; adding takes the lock."""
+        return self.counters.record(family.series(*labels), family.slots).slots
+
+    def totals(self) -> Mapping[tuple[str, str], ModelTotals]:
+        """What every version did in all processes of the directory, by name and version.
+
+        It reads and adds up all the files: about a millisecond for each.
+        """
+        return model_totals(counter_directory.read(self._directory).sums)
 
 
 class ModelMetrics:
@@ -22,88 +93,105 @@ class ModelMetrics:
 
     def __init__(self, metrics: Metrics, model: str, version: str) -> None:
         self._metrics = metrics
-        self._labels = (model, version)
-        self._request_seconds = metrics.request_seconds.labels(*self._labels)
-        self._queue_seconds = metrics.queue_seconds.labels(*self._labels)
-        self._compute_seconds = metrics.compute_seconds.labels(*self._labels)
-        self._batch_rows = metrics.batch_rows.labels(*self._labels)
-        self._inferences = metrics.inferences.labels(*self._labels)
-        self._executions = metrics.executions.labels(*self._labels)
-        self._answered = metrics.requests.labels(*self._labels, "OK")
+        self._labels = labels = (model, version)
+        self._lock = metrics.counters.lock
+        self._answered = metrics.slots(Exported.requests, *labels, "OK")
+        self._inferences = metrics.slots(Exported.inferences, *labels)
+        self._executions = metrics.slots(Exported.executions, *labels)
+        self._request_seconds = metrics.slots(Exported.request_seconds, *labels)
+        self._queue_seconds = metrics.slots(Exported.queue_seconds, *labels)
+        self._compute_input = metrics.slots(Exported.compute_input_seconds, *labels)
+        self._compute_infer = metrics.slots(Exported.compute_seconds, *labels)
+        self._compute_output = metrics.slots(Exported.compute_output_seconds, *labels)
+        self._batch_rows = metrics.slots(Exported.batch_rows, *labels)
+        self._pending = metrics.slots(Exported.pending, *labels)
+        self._ready = metrics.slots(Exported.model_ready, *labels)
+        self._kept = metrics.slots(Kept.requests, *labels)
+        self._last_inference = metrics.slots(Kept.last_inference, *labels)
+        self._batches: dict[int, Slots] = {}
 
-    def answered(self, rows: int, seconds: float, queue_seconds: float) -> None:
-        """A request of so many rows was answered."""
-        self._answered.inc()
-        self._inferences.inc(rows)
-        self._request_seconds.observe(seconds)
-        self._queue_seconds.observe(queue_seconds)
+    def executed(self, execution: Execution) -> None:
+        """One batch ran and was answered; called once for it, this costs a few microseconds."""
+        batch = self._batches.get(execution.rows) or self._batch(execution.rows)
+        now = time.time_ns() // 1_000_000
+        with self._lock:
+            self._executions[0] += 1
+            self._inferences[0] += execution.rows
+            _observe(self._batch_rows, ROWS, execution.rows)
+            self._ran(execution, batch)
+            _observe_all(self._queue_seconds, execution.queue_seconds)
+            _observe_all(self._request_seconds, execution.request_seconds)
+            self._answered[0] += len(execution.queue_seconds)
+            self._last_inference[0] = now
 
-    def failed(self, code: str) -> None:
-        """A request was refused or failed with that gRPC status name."""
-        self._metrics.requests.labels(*self._labels, code).inc()
+    def _ran(self, execution: Execution, batch: Slots) -> None:
+        """The three stages: in their histograms, per batch size, and once for each request."""
+        requests = len(execution.queue_seconds)
+        kept = self._kept
+        batch[0] += 1
+        seconds = execution.compute_input_seconds
+        _observe(self._compute_input, SECONDS, seconds)
+        batch[1] += seconds
+        kept[0] += requests * seconds
+        seconds = execution.compute_infer_seconds
+        _observe(self._compute_infer, SECONDS, seconds)
+        batch[2] += seconds
+        kept[1] += requests * seconds
+        seconds = execution.compute_output_seconds
+        _observe(self._compute_output, SECONDS, seconds)
+        batch[3] += seconds
+        kept[2] += requests * seconds
 
-    def executed(self, rows: int, seconds: float) -> None:
-        """One batch ran."""
-        self._executions.inc()
-        self._batch_rows.observe(rows)
-        self._compute_seconds.observe(seconds)
+    def _batch(self, rows: int) -> Slots:
+        slots = self._metrics.slots(Kept.batches, *self._labels, str(rows))
+        self._batches[rows] = slots
+        return slots
 
-    def loaded(self, seconds: float, pending: Callable[[], float]) -> None:
-        """The model is ready; `pending` tells how many requests wait for it."""
-        self._metrics.model_ready.labels(*self._labels).set(1)
-        self._metrics.load_seconds.labels(*self._labels).set(seconds)
-        self._metrics.pending.labels(*self._labels).set_function(pending)
+    def failed(self, code: str, seconds: float) -> None:
+        """A request was refused or failed with that gRPC status name, so long after it came."""
+        answered = self._metrics.slots(Exported.requests, *self._labels, code)
+        with self._lock:
+            answered[0] += 1
+            self._kept[3] += seconds
+
+    def pending(self, requests: int) -> None:
+        """So many requests wait now; a store without a lock, cheap enough for every batch."""
+        self._pending[0] = requests
+
+    def loaded(self, load_seconds: float) -> None:
+        """The version is served from now on."""
+        self._metrics.set(Exported.load_seconds, load_seconds, *self._labels)
+        self._ready[0] = 1
+
+    def unloaded(self) -> None:
+        """The version is served no more."""
+        self._ready[0] = self._pending[0] = 0
 
 
-class Metrics:
-    """The exported metrics, registered with the given registry."""
+class SupervisorMetrics:
+    """What a supervisor counts; it also folds what dead workers leave behind."""
 
-    def __init__(self, registry: CollectorRegistry, server_version: str) -> None:
-        self.requests = Counter(
-            "inference_requests",
-            "Requests by gRPC status; model and version are empty when no such model is loaded.",
-            (*_MODEL, "code"),
-            registry=registry,
-        )
-        self.inferences = Counter(
-            "inference_inferences", "Rows of answered requests.", _MODEL, registry=registry
-        )
-        self.executions = Counter(
-            "inference_executions", "Batches that ran.", _MODEL, registry=registry
-        )
-        self.request_seconds = self._seconds(
-            "inference_request_seconds", "From parsed request to answer.", registry
-        )
-        self.queue_seconds = self._seconds(
-            "inference_queue_seconds", "What a request waited for its batch to run.", registry
-        )
-        self.compute_seconds = self._seconds(
-            "inference_compute_seconds", "What one batch took to run.", registry
-        )
-        self.batch_rows = Histogram(
-            "inference_batch_rows", "Rows per batch.", _MODEL, buckets=_ROWS, registry=registry
-        )
-        self.pending = Gauge(
-            "inference_pending_requests", "Requests waiting now.", _MODEL, registry=registry
-        )
-        self.model_ready = Gauge(
-            "inference_model_ready", "1 when the version is served.", _MODEL, registry=registry
-        )
-        self.load_seconds = Gauge(
-            "inference_model_load_seconds", "What loading took.", _MODEL, registry=registry
-        )
-        Info("inference_server", "The server.", registry=registry).info({"version": server_version})
-        ProcessCollector(registry=registry)
-        PlatformCollector(registry=registry)
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        counters = Counters(directory, SUPERVISOR)
+        family = Exported.worker_restarts
+        self._restarts = counters.record(family.series(), family.slots).slots
 
-    def model(self, name: str, version: int) -> ModelMetrics:
-        """The series of a version that is about to be served."""
-        return ModelMetrics(self, name, str(version))
+    def restarted(self) -> None:
+        """A worker died, was waited for, and another took its place. Of one thread only."""
+        self._restarts[0] += 1
+        try:
+            counter_directory.fold(self._directory)
+        except OSError as error:  # nothing is lost: the files stay until the next time
+            log.error("the counters of dead workers could not be folded: %s", error)
 
-    def unknown_model(self, code: str) -> None:
-        """A request named no model that is loaded."""
-        self.requests.labels("", "", code).inc()
 
-    @staticmethod
-    def _seconds(name: str, text: str, registry: CollectorRegistry) -> Histogram:
-        return Histogram(name, text, _MODEL, buckets=_SECONDS, registry=registry)
+def _observe(slots: Slots, bounds: tuple[float, ...], value: float) -> None:
+    slots[bisect_left(bounds, value)] += 1
+    slots[-1] += value
+
+
+def _observe_all(slots: Slots, values: Sequence[float]) -> None:
+    for value in values:
+        slots[bisect_left(SECONDS, value)] += 1
+    slots[-1] += sum(values)

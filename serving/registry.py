@@ -1,72 +1,95 @@
-"""ModelRegistry: which models are served, which are loading, and which could not be loaded."""
+"""ModelRegistry: which versions are served, and for the others, why not. Loads nothing itself."""
 
 from __future__ import annotations
 
-import logging
-import math
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from enum import StrEnum
 
 import numpy as np
-from numpy.typing import NDArray
 
-import model_repository
-from model_repository import Manifest, RepositoryError
-from serving.batcher import Answer, DynamicBatcher, Request
-from serving.errors import ModelLoadError, ModelNotFound, ModelNotReady, StartupError
-from serving.metrics import Metrics, ModelMetrics
-from serving.model import Model, Runtime
+from model_repository import Manifest
+from serving.batch import Answer, Outcome, Request, Tensors
+from serving.batcher import DynamicBatcher
+from serving.config import ServerConfig
+from serving.errors import ModelNotFound, ModelNotReady
+from serving.execution import Execution
+from serving.metrics import ModelMetrics
+from serving.model import Model
 
-Tensors = dict[str, NDArray[np.generic]]
 
-log = logging.getLogger(__name__)
+class State(StrEnum):
+    """What a version is to Triton's repository index."""
+
+    READY = "READY"
+    LOADING = "LOADING"
+    UNLOADING = "UNLOADING"
+    UNAVAILABLE = "UNAVAILABLE"
 
 
 @dataclass(frozen=True, slots=True)
-class Batching:
-    """How the requests of every model are grouped; see DynamicBatcher."""
+class VersionState:
+    """One line of the repository index; the reason is empty where the version is ready."""
 
-    max_batch_size: int
-    max_queue_delay: float
-    max_queue_size: int
-    instance_count: int
+    name: str
+    version: int
+    state: State
+    reason: str = ""
 
 
 class ServedModel:
     """A loaded version with its batcher and its metrics."""
 
-    def __init__(self, model: Model, batching: Batching, metrics: ModelMetrics) -> None:
+    def __init__(self, model: Model, config: ServerConfig, metrics: ModelMetrics) -> None:
         self.model = model
         self.metrics = metrics
+        self.max_batch_size = config.max_batch_size if model.batchable else 0
         self.batcher = DynamicBatcher(
             model.run if model.batchable else self._run_single,
-            max_batch_size=batching.max_batch_size if model.batchable else 1,
-            max_queue_delay=batching.max_queue_delay,
-            max_queue_size=batching.max_queue_size,
-            instance_count=batching.instance_count,
-            observe=metrics.executed,
+            max_batch_size=config.max_batch_size if model.batchable else 1,
+            max_queue_delay=config.max_queue_delay,
+            max_queue_size=config.max_queue_size,
+            instance_count=config.instance_count,
+            buckets=config.buckets if model.batchable else (),
+            priority_levels=config.priority_levels,
+            observe=self._executed,
+            name=f"{model.manifest.name}-{model.manifest.version}",
         )
-        metrics.loaded(model.load_seconds, lambda: self.batcher.pending)
 
     @property
     def manifest(self) -> Manifest:
         """The facts of the version that is served."""
         return self.model.manifest
 
-    def request(self, inputs: Tensors, deadline: float = math.inf) -> Request:
+    def request(
+        self,
+        inputs: Tensors,
+        complete: Callable[[Outcome], None],
+        *,
+        deadline: float,
+        priority: int,
+        arrived: float,
+    ) -> Request:
         """A request for the batcher; where rows cannot be shared, it is one row by itself."""
         if not self.model.batchable:
             inputs = {name: array[np.newaxis] for name, array in inputs.items()}
-        return Request(inputs, deadline)
+        return Request(inputs, complete, deadline=deadline, priority=priority, arrived=arrived)
 
-    def infer(self, request: Request) -> Answer:
-        """Wait for the answer; raises what DynamicBatcher.infer does."""
-        answer = self.batcher.infer(request)
-        if not self.model.batchable:
-            for name, array in answer.outputs.items():
-                answer.outputs[name] = array[0]
-        return answer
+    def submit(self, request: Request) -> None:
+        """Queue the request; raises what DynamicBatcher.submit does."""
+        self.batcher.submit(request)
+        self.metrics.pending(self.batcher.pending)
+
+    def outputs(self, answer: Answer) -> Tensors:
+        """The outputs in the shapes that the model gives them."""
+        if self.model.batchable:
+            return answer.outputs
+        return {name: array[0] for name, array in answer.outputs.items()}
+
+    def _executed(self, execution: Execution) -> None:
+        self.metrics.executed(execution)
+        self.metrics.pending(self.batcher.pending)
 
     def _run_single(self, inputs: Tensors) -> Tensors:
         outputs = self.model.run({name: array[0] for name, array in inputs.items()})
@@ -74,82 +97,104 @@ class ServedModel:
 
 
 class ModelRegistry:
-    """The latest version of every model in a repository.
+    """What is served by name and version. `get` takes no lock; changes are rare, and copy.
 
-    Raises StartupError when there is no repository or nothing in it. Names are known from the
-    start; `load` then makes them ready one by one.
+    `on_change` is told, after each change, of a model and whether any version of it is served.
     """
 
-    def __init__(
-        self, repository: Path, runtime: Runtime, batching: Batching, metrics: Metrics
-    ) -> None:
-        self._repository = repository
-        self._runtime = runtime
-        self._batching = batching
-        self._metrics = metrics
-        self._why_not_ready = dict.fromkeys(_names(repository), "is still loading")
-        self._served: dict[str, ServedModel] = {}
+    def __init__(self, on_change: Callable[[str, bool], None] = lambda name, served: None) -> None:
+        self._on_change = on_change
+        self._lock = threading.Lock()
+        self._states: dict[str, dict[int, VersionState]] = {}
+        self._served: dict[str, dict[int, ServedModel]] = {}
+        self._routes: dict[tuple[str, str], ServedModel] = {}  # version "": the latest
 
-    @property
-    def names(self) -> list[str]:
-        """Every model of the repository, whether it can be served or not."""
-        return sorted({*self._why_not_ready, *self._served})
+    def get(self, name: str, version: str = "") -> ServedModel:
+        """The served version, where an empty one means the latest.
+
+        Raises ModelNotFound, or ModelNotReady, saying why, while it loads or when it could not be.
+        """
+        served = self._routes.get((name, version))
+        if served is None:
+            raise self._missing(name, version)
+        return served
+
+    def versions(self, name: str) -> list[int]:
+        """Versions of the model that are served, ascending."""
+        return sorted(self._served.get(name, ()))
 
     @property
     def served(self) -> list[ServedModel]:
-        """The models that are ready, by name."""
-        return [model for _, model in sorted(self._served.items())]
+        """Every version that is served, by name, then version."""
+        items = sorted(self._served.items())
+        return [models[version] for _, models in items for version in sorted(models)]
 
-    def load(self, on_ready: Callable[[str], None]) -> None:
-        """Load every model, telling of each that became ready; a broken one is logged, no more."""
-        for name in self.names:
-            try:
-                self._served[name] = self._load_latest(name)
-            except (RepositoryError, ModelLoadError) as error:
-                log.error("model %s is not served: %s", name, error)
-                self._why_not_ready[name] = "could not be loaded; the server's log says why"
-            except Exception:  # one broken model, however broken, must not keep the others away
-                log.exception("model %s is not served", name)
-                self._why_not_ready[name] = "could not be loaded; the server's log says why"
-            else:
-                del self._why_not_ready[name]
-                on_ready(name)
+    @property
+    def index(self) -> list[VersionState]:
+        """Every version that is known of, by name, then version."""
+        with self._lock:
+            items = sorted(self._states.items())
+            return [states[version] for _, states in items for version in sorted(states)]
 
-    def get(self, name: str, version: str = "") -> ServedModel:
-        """The served model of that name, where an empty version means the latest.
+    def add(self, served: ServedModel) -> None:
+        """Serve a version, from now on as the latest where its number is the highest."""
+        name, version = served.manifest.name, served.manifest.version
+        with self._lock:
+            models = {**self._served.get(name, {}), version: served}
+            self._replace(name, models)
+            self._states.setdefault(name, {})[version] = VersionState(name, version, State.READY)
+        self._on_change(name, True)
 
-        Raises ModelNotFound, or ModelNotReady while it is loading or when it could not be.
-        """
-        served = self._served.get(name)
-        if served is None:
-            reason = self._why_not_ready.get(name)
-            if reason is None:
-                raise ModelNotFound(f"model {name!r} is unknown")
-            raise ModelNotReady(f"model {name!r} {reason}")
-        if version not in ("", str(served.manifest.version)):
-            raise ModelNotFound(
-                f"model {name!r} has no version {version!r} here; "
-                f"version {served.manifest.version} is served"
-            )
+    def remove(self, name: str, version: int) -> ServedModel | None:
+        """Send no more requests to a version; it is the caller's to let it finish and close it."""
+        with self._lock:
+            models = dict(self._served.get(name, {}))
+            served = models.pop(version, None)
+            self._replace(name, models)
+        self._on_change(name, bool(models))
         return served
 
-    def _load_latest(self, name: str) -> ServedModel:
-        version = model_repository.versions(self._repository / name)[-1]
-        directory = self._repository / name / str(version)
-        manifest = model_repository.read_manifest(directory)
-        if (manifest.name, manifest.version) != (name, version):
-            raise ModelLoadError(
-                f"{directory}: the manifest is that of {manifest.name} {manifest.version}"
+    def note(self, name: str, version: int, state: State, reason: str) -> None:
+        """Remember why a version is not served; one that is served stays READY."""
+        with self._lock:
+            if version not in self._served.get(name, {}):
+                states = self._states.setdefault(name, {})
+                states[version] = VersionState(name, version, state, reason)
+
+    def forget(self, name: str, version: int) -> None:
+        """The version is neither served nor in the repository any more."""
+        with self._lock:
+            states = self._states.get(name, {})
+            states.pop(version, None)
+            if not states:
+                self._states.pop(name, None)
+
+    def _replace(self, name: str, models: dict[int, ServedModel]) -> None:
+        """Route to these versions of a model. The lock is held."""
+        routes = {key: model for key, model in self._routes.items() if key[0] != name}
+        routes |= {(name, str(version)): model for version, model in models.items()}
+        served = {other: kept for other, kept in self._served.items() if other != name}
+        if models:
+            routes[name, ""] = models[max(models)]
+            served[name] = models
+        self._routes, self._served = routes, served
+
+    def _missing(self, name: str, version: str) -> ModelNotFound | ModelNotReady:
+        with self._lock:
+            states = self._states.get(name)
+            if not states:
+                return ModelNotFound(f"model {name!r} is unknown")
+            by_text = {str(number): state for number, state in states.items()}
+            state = by_text.get(version or str(max(states)))
+            served = ", ".join(map(str, sorted(self._served.get(name, ())))) or "none"
+        if state is None:
+            return ModelNotFound(
+                f"model {name!r} has no version {version!r} here; served: {served}"
             )
-        model = Model(directory, manifest, self._runtime)
-        return ServedModel(model, self._batching, self._metrics.model(name, version))
+        return ModelNotReady(f"model {name!r} version {state.version} {_why(state)}")
 
 
-def _names(repository: Path) -> list[str]:
-    try:
-        names = model_repository.model_names(repository)
-    except RepositoryError as error:
-        raise StartupError(f"--model-repository: {error}") from None
-    if not names:
-        raise StartupError(f"--model-repository: {repository}: holds no published model")
-    return names
+def _why(state: VersionState) -> str:
+    if state.state is State.LOADING:
+        return "is still loading"
+    return f"is not served: {state.reason}"

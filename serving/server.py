@@ -20,7 +20,9 @@ from prometheus_client import CollectorRegistry, start_http_server
 
 from serving.admission import Admission
 from serving.config import ServerConfig
+from serving.counter_directory import CounterDirectory
 from serving.errors import StartupError
+from serving.exposition import Collector
 from serving.metrics import Metrics
 from serving.model import (
     Runtime,
@@ -58,7 +60,9 @@ class Server:
         self._config = config
         self._runtime = _runtime(config)
         self.metrics_registry = CollectorRegistry()
-        metrics = Metrics(self.metrics_registry, _version())
+        self._counters = CounterDirectory()
+        self.metrics_registry.register(Collector(self._counters.path))
+        metrics = Metrics(self._counters.path, _version())
         self.registry = ModelRegistry(
             config.model_repository, self._runtime, _batching(config), metrics
         )
@@ -110,6 +114,7 @@ class Server:
         self._grpc.stop(min(LAST_ANSWERS, self._config.drain_timeout)).wait()
         self._metrics_server.shutdown()
         self._metrics_server.server_close()
+        self._counters.close()
 
     def _load(self) -> None:
         started = time.monotonic()

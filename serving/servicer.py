@@ -117,7 +117,7 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
         except Exception as error:
             code, details = status_of(error)
         if served:
-            served.metrics.failed(code.name)
+            served.metrics.failed(code.name, time.monotonic() - started)
         else:
             self._metrics.unknown_model(code.name)
         context.abort(code, details)
@@ -140,7 +140,6 @@ def _infer(
         model_name=manifest.name, model_version=str(manifest.version), id=request.id
     )
     tensors.encode_outputs(response, answer.outputs, outputs)
-    served.metrics.answered(pending.rows, time.monotonic() - started, answer.queue_seconds)
     return response
 
 

@@ -276,7 +276,9 @@ def test_inputs_with_different_numbers_of_rows_are_refused() -> None:
 def test_the_observer_hears_of_every_batch_before_its_answers(doubler: Doubler) -> None:
     seen: list[tuple[int, float]] = []
     batcher = DynamicBatcher(
-        doubler, max_batch_size=4, observe=lambda rows, seconds: seen.append((rows, seconds))
+        doubler,
+        max_batch_size=4,
+        observe=lambda batch, started, seconds: seen.append((sum(r.rows for r in batch), seconds)),
     )
     answer = batcher.infer(Request({"x": np.zeros(3)}))
     assert seen == [(3, answer.compute_seconds)]

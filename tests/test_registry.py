@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import Digits, publish_classifier, publish_echo
-from prometheus_client import CollectorRegistry
 
 from serving.errors import ModelNotFound, ModelNotReady, StartupError
 from serving.metrics import Metrics
 from serving.model import Runtime
 from serving.registry import Batching, ModelRegistry
 
-
-def registry_of(repository: Path) -> ModelRegistry:
-    metrics = Metrics(CollectorRegistry(), "test")
-    batching = Batching(max_batch_size=8, max_queue_delay=0, max_queue_size=8, instance_count=1)
-    return ModelRegistry(repository, Runtime("cpu", "auto", 1), batching, metrics)
+RegistryOf = Callable[[Path], ModelRegistry]
 
 
-def test_every_model_is_known_at_once_but_ready_only_when_loaded(repository: Path) -> None:
+@pytest.fixture
+def registry_of(tmp_path_factory: pytest.TempPathFactory) -> RegistryOf:
+    def registry(repository: Path) -> ModelRegistry:
+        metrics = Metrics(tmp_path_factory.mktemp("counters"), "test")
+        batching = Batching(max_batch_size=8, max_queue_delay=0, max_queue_size=8, instance_count=1)
+        return ModelRegistry(repository, Runtime("cpu", "auto", 1), batching, metrics)
+
+    return registry
+
+
+def test_every_model_is_known_at_once_but_ready_only_when_loaded(
+    registry_of: RegistryOf, repository: Path
+) -> None:
     registry = registry_of(repository)
     heard: list[str] = []
     assert registry.names == ["classifier", "echo", "echo_fixed"]
@@ -32,7 +40,7 @@ def test_every_model_is_known_at_once_but_ready_only_when_loaded(repository: Pat
 
 
 def test_the_latest_version_is_served_by_no_version_and_by_its_own(
-    tmp_path: Path, digits: Digits
+    registry_of: RegistryOf, tmp_path: Path, digits: Digits
 ) -> None:
     publish_classifier(tmp_path, digits)
     publish_classifier(tmp_path, digits)
@@ -46,7 +54,7 @@ def test_the_latest_version_is_served_by_no_version_and_by_its_own(
 
 
 def test_a_corrupted_model_is_logged_in_one_line_and_the_others_are_served(
-    tmp_path: Path, digits: Digits, caplog: pytest.LogCaptureFixture
+    registry_of: RegistryOf, tmp_path: Path, digits: Digits, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken = publish_classifier(tmp_path, digits, "broken")
     with (broken / "model.onnx").open("r+b") as stream:
@@ -63,7 +71,7 @@ def test_a_corrupted_model_is_logged_in_one_line_and_the_others_are_served(
 
 
 def test_a_manifest_that_breaks_the_parser_keeps_no_other_model_away(
-    tmp_path: Path, digits: Digits
+    registry_of: RegistryOf, tmp_path: Path, digits: Digits
 ) -> None:
     nested = publish_classifier(tmp_path, digits, "a_nested")
     (nested / "manifest.json").write_text("[" * 100_000)
@@ -78,7 +86,9 @@ def test_a_manifest_that_breaks_the_parser_keeps_no_other_model_away(
             registry.get(name)
 
 
-def test_a_version_under_another_name_is_not_served(tmp_path: Path, digits: Digits) -> None:
+def test_a_version_under_another_name_is_not_served(
+    registry_of: RegistryOf, tmp_path: Path, digits: Digits
+) -> None:
     publish_classifier(tmp_path, digits, "one").parent.rename(tmp_path / "other")
     registry = registry_of(tmp_path)
     registry.load(lambda name: None)
@@ -86,7 +96,9 @@ def test_a_version_under_another_name_is_not_served(tmp_path: Path, digits: Digi
         registry.get("other")
 
 
-def test_a_repository_that_is_missing_or_empty_cannot_be_served(tmp_path: Path) -> None:
+def test_a_repository_that_is_missing_or_empty_cannot_be_served(
+    registry_of: RegistryOf, tmp_path: Path
+) -> None:
     with pytest.raises(StartupError, match="no such model repository"):
         registry_of(tmp_path / "nowhere")
     with pytest.raises(StartupError, match="holds no published model"):
