@@ -65,11 +65,11 @@ class ServedModel:
         answer = self.batcher.infer(request)
         if not self.model.batchable:
             for name, array in answer.outputs.items():
-                answer.outputs[name] = array[0]
+                answer.outputs[name] = array[0, ...]  # an array, also of rank 0
         return answer
 
     def _run_single(self, inputs: Tensors) -> Tensors:
-        outputs = self.model.run({name: array[0] for name, array in inputs.items()})
+        outputs = self.model.run({name: array[0, ...] for name, array in inputs.items()})
         return {name: np.asarray(array)[np.newaxis] for name, array in outputs.items()}
 
 

@@ -125,9 +125,7 @@ def _mnist(classes: tuple[str, ...], folder: Path, why: str, published: Publishe
     return assemble("mnist", classes, f"mnist: {why}", str(folder), train, valid)
 
 
-def _cached_mnist(
-    classes: tuple[str, ...], cache: Path, why: str, published: Published
-) -> Dataset:
+def _cached_mnist(classes: tuple[str, ...], cache: Path, why: str, published: Published) -> Dataset:
     """A damaged file of the cache is the user's to delete: nothing else is taken in its place."""
     try:
         return _mnist(classes, cache, f"{why} the cache {cache}", published)

@@ -69,10 +69,10 @@ def read_holdout(path: Path, inputs: tuple[TensorSpec, ...], classes: int) -> Ho
 
 def _read_arrays(path: Path) -> Arrays:
     try:
-        archive = np.load(path, allow_pickle=False)
-        if isinstance(archive, np.ndarray):
-            raise ValueError("it is a single array")
-        with archive:
+        with path.open("rb") as stream:  # np.load would leave it open where it is no archive
+            archive = np.load(stream, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
+                raise ValueError("it is a single array")
             return {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error).split(".")[0]
