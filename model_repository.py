@@ -2,14 +2,15 @@
 
 Owns the layout ``<repository>/<model>/<version>/{manifest.json, model.onnx, ...}``, the Manifest
 that describes one version, and how one is published. Standard library only; opens no model file.
+``python -m model_repository`` is `repository_commands`, which also rolls back and prunes.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ import sys
 import tempfile
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,10 +30,18 @@ HOLDOUT = "holdout.npz"
 ONNX_PLATFORM = "onnx_onnxv1"
 TORCHSCRIPT_PLATFORM = "pytorch_torchscript"
 
+# Hidden entries, which no reader takes for a model or a version.
+STAGING = ".staging-"  # in a repository: what is being written
+WITHDRAWN = ".withdrawn-"  # in a model: a version after a rollback
+PRUNED = ".pruned-"  # in either: what is being deleted
+
 RESERVED_NAMES = ("readiness", "liveness")  # services of grpc.health.v1 beside the models
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
 _VERSION = re.compile(r"[1-9][0-9]*\Z")
+# A version, one that a rollback withdrew, or one that is being deleted: its number is taken.
+_NUMBERED = re.compile(rf"({re.escape(WITHDRAWN)}|{re.escape(PRUNED)}|)([1-9][0-9]*)\Z")
+_LOCK = ".lock"
 
 
 class RepositoryError(Exception):
@@ -57,6 +66,8 @@ class Variant:
     precision: str
     sha256: str
     accuracy: float | None = None
+    # Of this very file, run by ONNX Runtime on a CPU over the version's holdout.npz.
+    holdout_accuracy: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +172,12 @@ def versions(model_directory: Path) -> list[int]:
     return sorted(int(entry.name) for entry in entries if (entry / MANIFEST).is_file())
 
 
+def numbered(model_directory: Path, prefix: str) -> list[int]:
+    """Numbers of the entries named `prefix` and a version number, ascending."""
+    matches = (_NUMBERED.match(entry.name) for entry in model_directory.iterdir())
+    return sorted(int(match[2]) for match in matches if match and match[1] == prefix)
+
+
 def version_directories(path: Path) -> list[Path]:
     """Version directories under a repository, a model or a version, by name, then number."""
     if (path / MANIFEST).is_file():
@@ -175,9 +192,12 @@ def version_directories(path: Path) -> list[Path]:
 def faults(directory: Path) -> list[str]:
     """What differs between a version's manifest and its files; empty when every hash matches."""
     try:
-        manifest = read_manifest(directory)
-    except RepositoryError as error:
+        return _differences(directory, read_manifest(directory))
+    except (RepositoryError, OSError) as error:
         return [str(error)]
+
+
+def _differences(directory: Path, manifest: Manifest) -> list[str]:
     found = [fault for name in manifest.files if (fault := _file_fault(directory, manifest, name))]
     extra = {entry.name for entry in directory.iterdir()} - set(manifest.files) - {MANIFEST}
     return found + [f"{directory / name}: not in the manifest" for name in sorted(extra)]
@@ -220,7 +240,7 @@ def staging(repository: Path) -> Iterator[Path]:
     Removed when left; readers never see it, because its name is no model's.
     """
     repository.mkdir(parents=True, exist_ok=True)
-    directory = Path(tempfile.mkdtemp(prefix=".staging-", dir=repository))
+    directory = Path(tempfile.mkdtemp(prefix=STAGING, dir=repository))
     try:
         yield directory
     finally:
@@ -230,23 +250,47 @@ def staging(repository: Path) -> Iterator[Path]:
 def publish(directory: Path, draft: Draft) -> Path:
     """Turn a staging directory into the model's next version and return its path.
 
-    Hashes and fsyncs every file, writes the manifest, then renames. The rename fails where another
-    publisher took the number first; then the next one is tried. Nothing is ever overwritten.
+    Hashes and fsyncs every file, writes the manifest, then renames, under the model's lock. Nothing
+    is ever overwritten, and no number given twice: withdrawn and half-deleted versions count.
     """
     require_model_name(draft.name)
     files = {path.name: sha256(path) for path in sorted(directory.iterdir())}
     for path in directory.iterdir():
-        _fsync(path)
+        fsync(path)
     directory.chmod(0o755)  # mkdtemp made it private; the server may run as another user
     model_directory = directory.parent / draft.name
     model_directory.mkdir(exist_ok=True)
-    version = max(versions(model_directory), default=0) + 1
+    with locked(model_directory):
+        target = _take_number(directory, model_directory, draft, files)
+        fsync(model_directory)
+    fsync(directory.parent)
+    return target
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold a model's or repository's lock against other writers; readers need none.
+
+    Taken back by the system when a process dies.
+    """
+    descriptor = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _take_number(
+    directory: Path, model_directory: Path, draft: Draft, files: dict[str, str]
+) -> Path:
+    """Rename onto the next number; one that a writer without the lock took is passed over."""
+    taken = (_NUMBERED.match(entry.name) for entry in model_directory.iterdir())
+    version = max((int(match[2]) for match in taken if match), default=0) + 1
     while True:
         _write_manifest(directory, _manifest(draft, version, files))
         target = model_directory / str(version)
         if _rename(directory, target):
-            _fsync(model_directory)
-            _fsync(directory.parent)
             return target
         version += 1
 
@@ -265,8 +309,8 @@ def _manifest(draft: Draft, version: int, files: dict[str, str]) -> Manifest:
 def _write_manifest(directory: Path, manifest: Manifest) -> None:
     path = directory / MANIFEST
     path.write_text(json.dumps(dataclasses.asdict(manifest), indent=2) + "\n", encoding="utf-8")
-    _fsync(path)
-    _fsync(directory)
+    fsync(path)
+    fsync(directory)
 
 
 def _rename(source: Path, target: Path) -> bool:
@@ -280,7 +324,8 @@ def _rename(source: Path, target: Path) -> bool:
     return True
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Have a file's content, or a directory's entries, outlive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -354,53 +399,11 @@ def _kind_name(kind: typing.Any) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """``python -m model_repository ls|show|verify PATH``; 0 fine, 1 a fault found, 2 unusable."""
-    parser = argparse.ArgumentParser(prog="python -m model_repository", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    texts = {
-        "ls": (_ls, "list models, versions, precisions and accuracies"),
-        "show": (_show, "print manifests as JSON, one document per version"),
-        "verify": (_verify, "re-hash every file against its manifest"),
-    }
-    for name, (function, text) in texts.items():
-        command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("path", type=Path, help="a repository, a model or one version of it")
-        command.set_defaults(function=function)
-    arguments = parser.parse_args(argv)
-    try:
-        directories = version_directories(arguments.path)
-        if not directories:
-            raise RepositoryError(f"{arguments.path}: holds no published version")
-        return int(arguments.function(directories))
-    except (RepositoryError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    """``python -m model_repository COMMAND``; returns the exit status."""
+    # Not at the top: it imports this module, which as __main__ is there a second time.
+    import repository_commands
 
-
-def _ls(directories: list[Path]) -> int:
-    print(f"{'model':<24}{'version':>8}  {'accuracy':>8}  {'dataset':<14}{'variants'}")
-    for directory in directories:
-        manifest = read_manifest(directory)
-        accuracy = "-" if manifest.accuracy is None else f"{manifest.accuracy:.4f}"
-        dataset = manifest.dataset.name if manifest.dataset else "-"
-        variants = ", ".join(f"{v.file} ({v.precision})" for v in manifest.variants)
-        print(f"{manifest.name:<24}{manifest.version:>8}  {accuracy:>8}  {dataset:<14}{variants}")
-    return 0
-
-
-def _show(directories: list[Path]) -> int:
-    for directory in directories:
-        print(json.dumps(dataclasses.asdict(read_manifest(directory)), indent=2))
-    return 0
-
-
-def _verify(directories: list[Path]) -> int:
-    results: Mapping[Path, list[str]] = {directory: faults(directory) for directory in directories}
-    for directory, found in results.items():
-        print(f"{'ok     ' if not found else 'FAULTY '} {directory}")
-        for fault in found:
-            print(f"        {fault}")
-    return 1 if any(results.values()) else 0
+    return repository_commands.main(argv)
 
 
 if __name__ == "__main__":

@@ -85,14 +85,14 @@ class ServedModel:
         """The outputs in the shapes that the model gives them."""
         if self.model.batchable:
             return answer.outputs
-        return {name: array[0] for name, array in answer.outputs.items()}
+        return {name: array[0, ...] for name, array in answer.outputs.items()}
 
     def _executed(self, execution: Execution) -> None:
         self.metrics.executed(execution)
         self.metrics.pending(self.batcher.pending)
 
     def _run_single(self, inputs: Tensors) -> Tensors:
-        outputs = self.model.run({name: array[0] for name, array in inputs.items()})
+        outputs = self.model.run({name: array[0, ...] for name, array in inputs.items()})
         return {name: np.asarray(array)[np.newaxis] for name, array in outputs.items()}
 
 

@@ -246,6 +246,22 @@ def test_auto_takes_the_cache_without_asking_a_mirror(idx_folder: Path, tmp_path
     assert dataset.origin == f"mnist: auto found it in the cache {cache / 'mnist'}"
 
 
+@pytest.mark.parametrize("source", ["auto", "mnist"])
+def test_a_damaged_file_of_the_cache_is_named_with_the_remedy(
+    idx_folder: Path, tmp_path: Path, source: str
+) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    published = Published((), md5_of(idx_folder))
+    idx_folder.rename(cache / "mnist")
+    path = cache / "mnist" / f"{TRAIN[0]}.gz"
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(DataError) as raised:
+        load_dataset(source, ("3", "7"), cache_dir=cache, published=published)
+    fault, remedy = "truncated gzip file", "delete that file of the cache to download it anew"
+    assert str(raised.value) == f"{path}: {fault}; {remedy}"
+
+
 def broken(folder: Path, name: str, data: bytes) -> str:
     """The message for a folder of which one gzipped file's bytes are replaced."""
     md5 = md5_of(folder)

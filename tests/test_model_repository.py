@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from concurrent.futures import ThreadPoolExecutor
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -24,7 +30,9 @@ from model_repository import (
     version_directories,
     versions,
 )
+from repository_upkeep import prune, rollback, undo_rollback
 
+ROOT = Path(__file__).parent.parent
 INPUTS = (TensorSpec("images", "UINT8", (-1, 28, 28)),)
 OUTPUTS = (TensorSpec("labels", "INT64", (-1,)),)
 
@@ -43,6 +51,25 @@ def rewrite(directory: Path, **changes: object) -> None:
     data = json.loads((directory / MANIFEST).read_text()) | changes
     kept = {key: value for key, value in data.items() if value is not None}
     (directory / MANIFEST).write_text(json.dumps(kept))
+
+
+def withdraw(repository: Path) -> str:
+    """Roll `model` back; what was said."""
+    said: list[str] = []
+    rollback(repository / "model", said.append)
+    return said[0]
+
+
+def entries(directory: Path) -> list[str]:
+    """Names of what is in a directory, without the lock."""
+    return sorted(path.name for path in directory.iterdir() if path.name != ".lock")
+
+
+def age(path: Path, hours: float) -> None:
+    """Make a directory and what is in it look untouched for so long."""
+    then = time.time() - hours * 3600
+    for each in (*path.iterdir(), path):
+        os.utime(each, (then, then))
 
 
 def test_versions_count_up_from_one_and_nothing_is_overwritten(tmp_path: Path) -> None:
@@ -94,6 +121,19 @@ def test_a_staging_directory_left_by_a_killed_publisher_is_no_model(tmp_path: Pa
     (tmp_path / "model" / "7").mkdir()  # a version directory without a manifest is none
     assert model_names(tmp_path) == ["model"]
     assert versions(tmp_path / "model") == [1]
+
+
+def test_a_variant_says_what_it_reached_on_the_holdout_or_nothing_in_older_manifests(
+    tmp_path: Path,
+) -> None:
+    directory = put(tmp_path)
+    assert read_manifest(directory).variants[0].holdout_accuracy is None
+    variant = json.loads((directory / MANIFEST).read_text())["variants"][0]
+    rewrite(directory, variants=[variant | {"holdout_accuracy": 0.25}])
+    assert read_manifest(directory).variants[0].holdout_accuracy == 0.25
+    del variant["holdout_accuracy"]
+    rewrite(directory, variants=[variant])
+    assert read_manifest(directory).variants[0].holdout_accuracy is None
 
 
 def test_unknown_keys_are_ignored_and_optional_ones_may_be_absent(tmp_path: Path) -> None:
@@ -188,3 +228,260 @@ def test_a_path_without_a_repository_exits_with_2_and_one_line(
     assert main(["ls", str(tmp_path / "nothing")]) == 2
     assert main(["ls", str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("\n") == 2
+
+
+def test_a_rollback_hides_the_newest_version_and_undo_brings_it_back_unchanged(
+    tmp_path: Path,
+) -> None:
+    first, second = put(tmp_path, content=b"a"), put(tmp_path, content=b"b")
+    assert withdraw(tmp_path) == f"withdrew {second}; the newest version is now 1"
+    assert versions(tmp_path / "model") == [1]
+    assert version_directories(tmp_path) == [first]
+    undo_rollback(tmp_path / "model", print)
+    assert versions(tmp_path / "model") == [1, 2]
+    assert (second / "model.onnx").read_bytes() == b"b"
+    assert faults(second) == []
+
+
+def test_undo_brings_back_what_was_withdrawn_last_whatever_its_number(tmp_path: Path) -> None:
+    for _ in range(3):
+        put(tmp_path)
+    withdraw(tmp_path)  # 3
+    assert put(tmp_path).name == "4"
+    withdraw(tmp_path)  # 4
+    withdraw(tmp_path)  # 2
+    model = tmp_path / "model"
+    seen = []
+    for _ in range(3):
+        undo_rollback(model, print)
+        seen.append(versions(model))
+    assert seen == [[1, 2], [1, 2, 4], [1, 2, 3, 4]]
+    with pytest.raises(RepositoryError, match="no version is withdrawn"):
+        undo_rollback(model, print)
+
+
+def test_a_rollback_refuses_to_leave_a_model_without_a_version(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(tmp_path)
+    model = tmp_path / "model"
+    assert main(["rollback", str(model)]) == 2
+    error = f"error: {model}: has no version before the newest to go back to\n"
+    assert capsys.readouterr().err == error
+    assert versions(model) == [1]
+
+
+@pytest.mark.parametrize("part", ["", "model/1", "nothing"])
+def test_a_rollback_takes_a_model_only(
+    tmp_path: Path, part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(tmp_path)
+    put(tmp_path)
+    for arguments in (["rollback"], ["rollback", "--undo"]):
+        assert main([*arguments, str(tmp_path / part)]) == 2
+        assert "holds no version of a model (give PATH/MODEL)" in capsys.readouterr().err
+    assert versions(tmp_path / "model") == [1, 2]
+
+
+def test_a_number_that_was_withdrawn_or_is_being_deleted_is_never_given_again(
+    tmp_path: Path,
+) -> None:
+    for _ in range(2):
+        put(tmp_path)
+    withdraw(tmp_path)
+    assert put(tmp_path).name == "3"
+    (tmp_path / "model" / "3").rename(tmp_path / "model" / ".pruned-9")  # a prune was killed
+    assert put(tmp_path).name == "10"
+
+
+def test_prune_keeps_the_newest_versions_of_every_model_and_publishing_counts_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("model", "model", "model", "other"):
+        put(tmp_path, name)
+    assert main(["prune", str(tmp_path), "--keep", "2"]) == 0
+    assert capsys.readouterr().out == f"deleted {tmp_path / 'model' / '1'}\n"
+    assert entries(tmp_path / "model") == ["2", "3"]
+    assert entries(tmp_path / "other") == ["1"]
+    assert main(["prune", str(tmp_path / "model"), "--keep", "1"]) == 0
+    assert entries(tmp_path / "model") == ["3"]
+    assert put(tmp_path).name == "4"
+
+
+def test_prune_deletes_withdrawn_versions_older_than_those_kept_and_no_others(
+    tmp_path: Path,
+) -> None:
+    for _ in range(2):
+        put(tmp_path)
+    withdraw(tmp_path)  # 2
+    put(tmp_path)  # 3
+    put(tmp_path)  # 4
+    withdraw(tmp_path)  # 4
+    prune(tmp_path, 1, 24, print)
+    assert entries(tmp_path / "model") == [".withdrawn-4", "3"]
+    assert put(tmp_path).name == "5"
+
+
+def test_prune_deletes_abandoned_staging_but_none_that_is_written_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(tmp_path)
+    abandoned, slow, fresh = (tmp_path / f".staging-{name}" for name in ("a", "b", "c"))
+    for directory in (abandoned, slow, fresh):
+        directory.mkdir()
+        (directory / "model.onnx").write_bytes(b"half")
+    age(abandoned, 25)
+    age(slow, 25)
+    (slow / "model.onnx").write_bytes(b"more")  # touches the file, not its directory
+    assert main(["prune", str(tmp_path / "model"), "--keep", "1"]) == 0
+    assert entries(tmp_path) == [".staging-a", ".staging-b", ".staging-c", "model"]
+    assert main(["prune", str(tmp_path), "--keep", "1", "--stale-hours", "26"]) == 0
+    assert capsys.readouterr().out == ""
+    assert main(["prune", str(tmp_path), "--keep", "1"]) == 0
+    assert capsys.readouterr().out == f"deleted {abandoned}\n"
+    assert entries(tmp_path) == [".staging-b", ".staging-c", "model"]
+
+
+def test_prune_finishes_what_a_killed_prune_began(tmp_path: Path) -> None:
+    for _ in range(2):
+        put(tmp_path)
+    (tmp_path / "model" / "1").rename(tmp_path / "model" / ".pruned-1")
+    (tmp_path / "model" / ".pruned-1" / MANIFEST).unlink()
+    prune(tmp_path, 2, 24, print)
+    assert entries(tmp_path / "model") == ["2"]
+
+
+def test_a_dry_run_says_what_would_go_and_changes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(3):
+        put(tmp_path)
+    (tmp_path / ".staging-old").mkdir()
+    age(tmp_path / ".staging-old", 48)
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["prune", str(tmp_path), "--keep", "1", "--dry-run"]) == 0
+    gone = [tmp_path / "model" / "1", tmp_path / "model" / "2", tmp_path / ".staging-old"]
+    assert capsys.readouterr().out.splitlines() == [f"would delete {path}" for path in gone]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_prune_follows_no_link_out_of_the_repository(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    repository, elsewhere = tmp_path / "repository", tmp_path / "elsewhere"
+    for _ in range(3):
+        put(elsewhere)
+    for _ in range(2):
+        put(repository)
+    model = repository / "model"
+    for version in (1, 2):  # versions that are links, one of them withdrawn later
+        (model / str(version)).rename(tmp_path / f"target-{version}")
+        (model / str(version)).symlink_to(tmp_path / f"target-{version}")
+    withdraw(repository)
+    for content in (b"a", b"b"):
+        directory = put(repository, content=content)
+    (model / "3" / "link").symlink_to(elsewhere)
+    (repository / "linked").symlink_to(elsewhere / "model")
+    (repository / ".staging-link").symlink_to(elsewhere)
+    os.utime(repository / ".staging-link", (0, 0), follow_symlinks=False)
+    assert main(["prune", str(repository), "--keep", "1"]) == 0
+    assert f"skipped {repository / 'linked'}" in capsys.readouterr().out
+    assert entries(model) == [directory.name]
+    assert entries(repository) == ["linked", "model"]
+    assert [len(entries(tmp_path / f"target-{version}")) for version in (1, 2)] == [2, 2]
+    assert [faults(path) for path in version_directories(elsewhere)] == [[], [], []]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--keep", "0"], "'0' is not a number from 1"),
+        (["--keep", "-1"], "'-1' is not a number from 1"),
+        (["--keep", "1", "--stale-hours", "0"], "'0' is not a number of hours from 1"),
+        (["--keep", "1", "--stale-hours", "nan"], "'nan' is not a number of hours from 1"),
+        ([], "the following arguments are required: --keep"),
+    ],
+)
+def test_prune_refuses_a_bad_number_naming_it(
+    tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        main(["prune", str(tmp_path), *arguments])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_command_line_catches_its_errors_when_run_as_a_program(tmp_path: Path) -> None:
+    put(tmp_path)
+    command = [sys.executable, "-m", "model_repository"]
+    options = {"cwd": ROOT, "capture_output": True, "text": True}
+    refused = subprocess.run([*command, "rollback", tmp_path / "model"], **options)  # type: ignore[call-overload]
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    pruned = subprocess.run([*command, "prune", tmp_path, "--keep", "1"], **options)  # type: ignore[call-overload]
+    assert (pruned.returncode, pruned.stdout, pruned.stderr) == (0, "", "")
+
+
+def publish_many(repository: Path, first: int, count: int) -> dict[int, bytes]:
+    """Publish versions one after another; content by number."""
+    contents = [str(first + n).encode() for n in range(count)]
+    return {int(put(repository, content=content).name): content for content in contents}
+
+
+def silent(line: str) -> None:
+    """Say nothing."""
+
+
+def roll_back_many(repository: Path, times: int) -> None:
+    """Roll back twice and bring one version back, again and again, where there is one to take."""
+    for change in (rollback, rollback, undo_rollback) * times:
+        with contextlib.suppress(RepositoryError):
+            change(repository / "model", silent)
+
+
+def prune_many(repository: Path, keep: int, times: int) -> None:
+    """Prune the whole repository."""
+    for _ in range(times):
+        prune(repository, keep, 24, silent)
+
+
+def test_publishers_rollbacks_and_prunes_at_once_never_give_a_number_two_meanings(
+    tmp_path: Path,
+) -> None:
+    put(tmp_path)
+    with ProcessPoolExecutor(4, multiprocessing.get_context("spawn")) as pool:
+        publishers = [pool.submit(publish_many, tmp_path, first, 40) for first in (1000, 2000)]
+        others = [
+            pool.submit(roll_back_many, tmp_path, 40),
+            pool.submit(prune_many, tmp_path, 3, 60),
+        ]
+        published = [publisher.result() for publisher in publishers]
+        for other in others:
+            other.result()
+    assert not published[0].keys() & published[1].keys()
+    contents = published[0] | published[1]
+    prune(tmp_path, 1, 24, print)
+    for directory in version_directories(tmp_path):
+        assert faults(directory) == []
+        assert (directory / "model.onnx").read_bytes() == contents.get(int(directory.name), b"onnx")
+    assert int(put(tmp_path).name) > max(contents)
+
+
+def test_a_reader_sees_a_version_whole_or_not_at_all_while_others_prune_and_roll_back(
+    tmp_path: Path,
+) -> None:
+    put(tmp_path)
+    looks = 0
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        work: list[Future[object]] = [
+            pool.submit(publish_many, tmp_path, 0, 150),
+            pool.submit(prune_many, tmp_path, 1, 150),
+        ]
+        while not all(each.done() for each in work):
+            for version in versions(tmp_path / "model"):
+                found = faults(tmp_path / "model" / str(version))
+                assert not found or version not in versions(tmp_path / "model"), found
+                looks += 1
+        for each in work:
+            each.result()
+    assert looks > 100

@@ -135,6 +135,20 @@ def test_resnet18_comes_in_int8_too_and_loses_at_most_one_image(
     assert (directory / int8.file).stat().st_size < 0.3 * (directory / "model.onnx").stat().st_size
 
 
+@pytest.mark.parametrize("model", STANDARD_MODELS)
+def test_each_onnx_file_says_what_a_replay_of_the_holdout_reaches(
+    published: dict[str, Published], model: str
+) -> None:
+    directory, manifest = published[model].directory, published[model].manifest
+    held = np.load(directory / HOLDOUT)
+    for variant in manifest.variants:
+        expected = None
+        if variant.file.endswith(".onnx"):
+            answers = export.answer(export.onnx_runner(directory / variant.file), held["images"], 9)
+            expected = float((answers[1] == held["labels"]).mean())
+        assert variant.holdout_accuracy == expected
+
+
 def test_an_int8_file_that_loses_too_much_is_dropped_and_said(
     digits_3_7: Dataset, tmp_path: Path
 ) -> None:

@@ -19,7 +19,10 @@ from training.config import ConfigError, TrainConfig, parse_config
 from training.data import default_cache_dir, load_dataset
 from training.dataset import DataError, Dataset
 from training.export import GateFailed
+from training.import_config import parse_import
+from training.import_onnx import import_model
 from training.learner import Epoch
+from training.onnx_file import OnnxError
 from training.recipes import Recipe, recipe_for
 from training.run import Published, publish_trained, published_alike, train
 
@@ -62,7 +65,38 @@ class Display:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 when all is published, 1 when a gate failed, 2 when input is unusable."""
-    config = parse_config(argv, os.environ)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if arguments[:1] == ["import"]:
+            return _import(arguments[1:])
+        return _train(arguments)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (DataError, OnnxError, ConfigError, CheckpointError, RepositoryError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        return 2
+
+
+def _import(arguments: Sequence[str]) -> int:
+    config = parse_import(arguments)
+    _require_writable(config.model_repository)
+    path, manifest = import_model(config)
+    accuracy = "" if manifest.accuracy is None else f", accuracy {manifest.accuracy:.4f} on holdout"
+    console = Console(soft_wrap=True, markup=False)
+    console.print(f"published {path}{accuracy}", highlight=False)
+    for kind, specs in (("input", manifest.inputs), ("output", manifest.outputs)):
+        for spec in specs:
+            shape = list(spec.shape)
+            console.print(f"  {kind:<6} {spec.name}: {spec.datatype} {shape}", highlight=False)
+    return 0
+
+
+def _train(arguments: Sequence[str]) -> int:
+    config = parse_config(arguments, os.environ)
     console = Console(soft_wrap=True, markup=False)
     try:
         config = dataclasses.replace(config, device=_device(config.device))
@@ -77,15 +111,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         _require_writable(config.model_repository)
         console.print(_described(dataset), highlight=False)
         failed = [m for m in config.models if not _train_and_publish(m, config, dataset, console)]
-    except (DataError, ConfigError, CheckpointError, RepositoryError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("interrupted; --resume goes on after the last finished epoch", file=sys.stderr)
         return 130
-    except OSError as error:
-        print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
-        return 2
     return 1 if failed else 0
 
 

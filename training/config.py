@@ -214,7 +214,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Train digit classifiers, export them to TorchScript and ONNX, prove that all"
         " answer alike, and publish them into a versioned model repository.",
         epilog="Exit status: 0 all published, 1 a model failed a gate and was not published,"
-        " 2 unusable data or settings. Example: python -m training --models resnet18 --classes 0-9",
+        " 2 unusable data or settings. Example: python -m training --models resnet18 --classes 0-9."
+        " Another command, python -m training import --help, publishes any ONNX model.",
     )
     groups: dict[str, Any] = {}
     for item in dataclasses.fields(TrainConfig):

@@ -82,7 +82,7 @@ def load_dataset(
         return _mnist(classes, data_dir, f"read from {data_dir}", published)
     require_digits("mnist", classes)
     if holds_all(cache, published.md5):
-        return _mnist(classes, cache, f"read from the cache {cache}", published)
+        return _cached_mnist(classes, cache, "read from", published)
     say(f"downloading MNIST to {cache}")
     fetch(cache, published, progress=progress)
     return _mnist(classes, cache, f"downloaded to {cache}", published)
@@ -102,7 +102,7 @@ def _auto(
         return _mnist(classes, data_dir, f"auto found it in {data_dir}", published)
     require_digits("without a data directory, auto", classes)
     if holds_all(cache, published.md5):
-        return _mnist(classes, cache, f"auto found it in the cache {cache}", published)
+        return _cached_mnist(classes, cache, "auto found it in", published)
     try:
         _fetch_quickly(cache, published, say, progress)
     except DataError as fault:
@@ -123,6 +123,14 @@ def _mnist(classes: tuple[str, ...], folder: Path, why: str, published: Publishe
     require_digits("mnist", classes)
     train, valid = read_mnist(folder, classes, published.md5)
     return assemble("mnist", classes, f"mnist: {why}", str(folder), train, valid)
+
+
+def _cached_mnist(classes: tuple[str, ...], cache: Path, why: str, published: Published) -> Dataset:
+    """A damaged file of the cache is the user's to delete: nothing else is taken in its place."""
+    try:
+        return _mnist(classes, cache, f"{why} the cache {cache}", published)
+    except DataError as fault:
+        raise DataError(f"{fault}; delete that file of the cache to download it anew") from None
 
 
 def _mnist_sample(classes: tuple[str, ...], path: Path | None, why: str) -> Dataset:

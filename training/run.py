@@ -34,8 +34,10 @@ from training import export, report
 from training.checkpoint import Checkpoint
 from training.dataset import Dataset, Split
 from training.export import Answers, Comparison, GateFailed
+from training.holdout import measure
 from training.learner import LOSSES, Epoch, Examples, Learner, Observer, Recorder, evaluate
 from training.models import Classifier, PixelSimilarity, build
+from training.onnx_file import load
 from training.quantise import quantise
 from training.recipes import Recipe
 
@@ -120,8 +122,8 @@ def publish_trained(
         raise GateFailed(f"accuracy {accuracy:.4f} is below the required {floor:.4f}")
     with staging(repository) as directory:
         comparisons = _export(trained.classifier, dataset, name, directory, eager)
-        variants, notes = _variants(trained, dataset, directory, accuracy)
         export.write_holdout(dataset.valid, directory / HOLDOUT)
+        variants, notes = _variants(trained, dataset, directory, accuracy)
         facts = _facts(trained, dataset, accuracy, comparisons)
         card = report.Card(name, trained.recorder, dataset, eager, facts, variants, comparisons)
         report.write(card, directory)
@@ -222,8 +224,9 @@ def _variants(
     trained: Trained, dataset: Dataset, directory: Path, accuracy: float
 ) -> tuple[tuple[Variant, ...], list[str]]:
     """The files to publish; int8 beside fp32 where the model has one and it is good enough."""
+    held = _on_holdout(directory, "model.onnx", dataset)
     variants = (
-        Variant("model.onnx", ONNX_PLATFORM, "fp32", "", accuracy),
+        Variant("model.onnx", ONNX_PLATFORM, "fp32", "", accuracy, held),
         Variant("model.pt", TORCHSCRIPT_PLATFORM, "fp32", "", accuracy),
     )
     if trained.model not in INT8_MODELS:
@@ -238,7 +241,13 @@ def _variants(
     if accuracy - reached > allowed + 1e-9:
         path.unlink()
         return variants, [f"int8 dropped: accuracy {reached:.4f} against {accuracy:.4f}"]
-    return (*variants, Variant(path.name, ONNX_PLATFORM, "int8", "", reached)), []
+    held = _on_holdout(directory, path.name, dataset)
+    return (*variants, Variant(path.name, ONNX_PLATFORM, "int8", "", reached, held)), []
+
+
+def _on_holdout(directory: Path, file: str, dataset: Dataset) -> float | None:
+    """What a server that replays the holdout on a CPU must reach too."""
+    return measure(directory / HOLDOUT, load(directory / file), len(dataset.labels))
 
 
 def _facts(
