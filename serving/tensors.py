@@ -164,7 +164,7 @@ def _requested(
     if "shared_memory_region" in output.parameters:
         raise InvalidInput(f"output {output.name!r}: shared memory is not supported")
     classes = classes_of(output)
-    if classes and spec.datatype not in classification.DATATYPES:
+    if classes and spec.datatype in classification.UNORDERED:
         raise InvalidInput(f"output {output.name!r}: {spec.datatype} has no classification")
     return RequestedOutput(spec, classes)
 

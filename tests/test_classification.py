@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from serving.classification import DATATYPES, top_classes
+from serving.classification import top_classes
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,3 @@ def test_one_number_per_row_is_not_taken_for_a_class_that_has_a_label() -> None:
 
 def test_a_single_number_without_dimensions_is_its_own_top() -> None:
     assert top_classes(np.array(2.0), 1, (), batched=True).tolist() == ["2.000000:0"]
-
-
-def test_text_and_truth_values_have_no_order() -> None:
-    assert {"BYTES", "BOOL"} & DATATYPES == set()

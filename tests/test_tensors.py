@@ -204,6 +204,7 @@ OUTPUTS = (
     TensorSpec("scores", "FP32", (-1, 3)),
     TensorSpec("best", "INT64", (-1,)),
     TensorSpec("text", "BYTES", (-1,)),
+    TensorSpec("truth", "BOOL", (-1,)),
 )
 
 
@@ -233,6 +234,7 @@ def test_an_output_may_be_asked_for_as_its_top_classes() -> None:
         (asking("scores", classification={"string_param": "2"}), "must be an int64_param"),
         (asking("scores", classification={}), "must be an int64_param"),
         (asking("text", classification={"int64_param": 1}), "BYTES has no classification"),
+        (asking("truth", classification={"int64_param": 1}), "BOOL has no classification"),
         (asking("scores", shared_memory_region={"string_param": "r"}), "shared memory is not"),
         (asking("logits"), "is unknown; there is 'scores', 'best', 'text'"),
     ],
