@@ -39,7 +39,7 @@ def parameters(request: pb.ModelInferRequest) -> Parameters:
     return Parameters(priority, timeout / 1e6 if timeout else None)
 
 
-def classification(output: pb.ModelInferRequest.InferRequestedOutputTensor) -> int:
+def class_count(output: pb.ModelInferRequest.InferRequestedOutputTensor) -> int:
     """How many top classes the output is to be given as; 0 to have it as it is."""
     if "classification" not in output.parameters:
         return 0

@@ -1,56 +1,23 @@
-"""V2 tensors ↔ arrays: the datatype table, raw and typed contents, and every check of a request.
+"""V2 requests → arrays and arrays → answers: every check of a request's tensors.
 
-Text: the elements of a BYTES tensor are UTF-8, `str` in the arrays, as ONNX's strings are.
+What a tensor's bytes mean is `datatypes`' matter.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from model_repository import TensorSpec
 from serving import classification
+from serving.datatypes import DATATYPES, Array, Datatype, decode_raw, encode_raw, text_array
 from serving.errors import InvalidInput
-from serving.parameters import classification as classes_of
+from serving.parameters import class_count
 from serving.pb import inference_pb2 as pb
-
-Array = NDArray[np.generic]
-
-
-@dataclass(frozen=True, slots=True)
-class Datatype:
-    """A V2 datatype: its array type, and the field that holds it in typed contents, if any."""
-
-    name: str
-    dtype: np.dtype[np.generic]
-    contents: str | None
-
-
-DATATYPES: dict[str, Datatype] = {
-    name: Datatype(name, np.dtype(dtype), contents)
-    for name, dtype, contents in [
-        ("BOOL", "bool", "bool_contents"),
-        ("INT8", "int8", "int_contents"),
-        ("INT16", "<i2", "int_contents"),
-        ("INT32", "<i4", "int_contents"),
-        ("INT64", "<i8", "int64_contents"),
-        ("UINT8", "uint8", "uint_contents"),
-        ("UINT16", "<u2", "uint_contents"),
-        ("UINT32", "<u4", "uint_contents"),
-        ("UINT64", "<u8", "uint64_contents"),
-        ("FP16", "<f2", None),
-        ("FP32", "<f4", "fp32_contents"),
-        ("FP64", "<f8", "fp64_contents"),
-        ("BYTES", "object", "bytes_contents"),
-    ]
-}
-_LENGTH = struct.Struct("<I")  # before each element of a raw BYTES tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,29 +89,6 @@ def encode_outputs(
     response.raw_output_contents.extend(contents)
 
 
-def decode_raw(name: str, kind: Datatype, shape: tuple[int, ...], data: bytes) -> Array:
-    """Array of one tensor's raw bytes; `name` is for the message of InvalidInput."""
-    if kind.name == "BYTES":
-        return _text_array(name, _split_elements(name, data), shape)
-    expected = math.prod(shape) * kind.dtype.itemsize
-    if len(data) != expected:
-        raise InvalidInput(
-            f"input {name!r}: {kind.name} {list(shape)} takes {expected} bytes, got {len(data)}"
-        )
-    array = np.frombuffer(data, kind.dtype).reshape(shape)
-    if kind.name == "BOOL" and array.view(np.uint8).max(initial=0) > 1:
-        raise InvalidInput(f"input {name!r}: BOOL takes bytes 0 and 1 only")
-    return array
-
-
-def encode_raw(kind: Datatype, array: Array) -> bytes:
-    """The tensor's elements in row-major order, little-endian."""
-    if kind.name != "BYTES":
-        return array.astype(kind.dtype, copy=False).tobytes()
-    elements = [str(element).encode() for element in array.flat]
-    return b"".join(_LENGTH.pack(len(element)) + element for element in elements)
-
-
 @functools.lru_cache(maxsize=4096)
 def _described(
     name: str, datatype: str, shape: tuple[int, ...]
@@ -163,7 +107,7 @@ def _requested(
 ) -> RequestedOutput:
     if "shared_memory_region" in output.parameters:
         raise InvalidInput(f"output {output.name!r}: shared memory is not supported")
-    classes = classes_of(output)
+    classes = class_count(output)
     if classes and spec.datatype in classification.UNORDERED:
         raise InvalidInput(f"output {output.name!r}: {spec.datatype} has no classification")
     return RequestedOutput(spec, classes)
@@ -232,45 +176,13 @@ def _decode_typed(
             f"in {kind.contents}, got {len(values)}"
         )
     if kind.name == "BYTES":
-        return _text_array(tensor.name, values, shape)
+        return text_array(tensor.name, values, shape)
     given = np.array(values)
     array = given.astype(kind.dtype)
     if kind.dtype.kind in "iu" and not np.array_equal(given, array):
         raise InvalidInput(
             f"input {tensor.name!r}: {kind.contents} holds a value beyond {kind.name}"
         )
-    return array.reshape(shape)
-
-
-def _split_elements(name: str, data: bytes) -> list[bytes]:
-    elements: list[bytes] = []
-    at = 0
-    while at < len(data):
-        start = at + _LENGTH.size
-        if start > len(data):
-            raise InvalidInput(f"input {name!r}: BYTES element {len(elements)} has no length")
-        at = start + _LENGTH.unpack_from(data, at)[0]
-        if at > len(data):
-            raise InvalidInput(
-                f"input {name!r}: BYTES element {len(elements)} takes {at - start} bytes, "
-                f"got {len(data) - start}"
-            )
-        elements.append(data[start:at])
-    return elements
-
-
-def _text_array(name: str, elements: Sequence[bytes], shape: tuple[int, ...]) -> Array:
-    if len(elements) != math.prod(shape):
-        raise InvalidInput(
-            f"input {name!r}: BYTES {list(shape)} takes {math.prod(shape)} elements, "
-            f"got {len(elements)}"
-        )
-    try:
-        texts = [element.decode() for element in elements]
-    except UnicodeDecodeError as error:
-        raise InvalidInput(f"input {name!r}: BYTES elements must be UTF-8: {error}") from None
-    array = np.empty(len(texts), object)
-    array[:] = texts
     return array.reshape(shape)
 
 

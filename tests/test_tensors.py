@@ -11,17 +11,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from model_repository import TensorSpec
+from serving.datatypes import DATATYPES, decode_raw, encode_raw
 from serving.errors import InvalidInput
 from serving.pb import inference_pb2 as pb
-from serving.tensors import (
-    DATATYPES,
-    RequestedOutput,
-    decode_inputs,
-    decode_raw,
-    encode_outputs,
-    encode_raw,
-    requested_outputs,
-)
+from serving.tensors import RequestedOutput, decode_inputs, encode_outputs, requested_outputs
 
 EXTREMES: dict[str, list[object]] = {
     "BOOL": [True, False],
