@@ -10,14 +10,21 @@ OTHER_RUNTIME := $(if $(filter gpu,$(RUNTIME)),onnxruntime,onnxruntime-gpu)
 TORCH_INDEX_URL ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --constraint constraints.txt
+# Clients of other servers that must work with ours, each in its own environment.
+CLIENTS ?= tritonclient kserve reflection perf_analyzer
+INTEROP := .venv-interop
 
-.PHONY: demo test lint format proto constraints clean
+.PHONY: demo test interop lint format proto constraints clean
 
 demo: $(VENV)/.$(RUNTIME)
 	@$(BIN)/python -m deploy.demo $(if $(ONCE),--once)
 
 test: $(VENV)/.$(RUNTIME)-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore=tests/interop
+
+# Needs the package index for the clients; `make interop CLIENTS=reflection` for one of them.
+interop: $(VENV)/.$(RUNTIME)-dev $(CLIENTS:%=$(INTEROP)/%/.done)
+	$(BIN)/python -m pytest $(CLIENTS:%=tests/interop/test_%.py)
 
 lint: $(VENV)/.$(RUNTIME)-dev
 	$(BIN)/ruff check
@@ -41,7 +48,7 @@ constraints: $(VENV)/.$(RUNTIME)-dev
 	  $(PIP) freeze --exclude-editable | sed 's/+cpu$$//'; } >constraints.txt
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(INTEROP) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -58,4 +65,11 @@ $(VENV)/.$(RUNTIME): $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/.$(RUNTIME)-dev: $(VENV)/.$(RUNTIME)
 	@$(INSTALL) --editable '.[dev,$(RUNTIME)]'
+	@touch $@
+
+$(INTEROP)/%/.done: tests/interop/requirements-%.txt
+	@echo "installing $* into $(@D) ..."
+	@rm -rf $(@D)
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --requirement $<
 	@touch $@

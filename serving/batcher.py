@@ -36,6 +36,8 @@ from serving.execution import Execution
 Run = Callable[[Tensors], Tensors]
 Observe = Callable[[Execution], None]
 
+_SHORTEST_RETRY = 0.01  # seconds
+
 log = logging.getLogger(__name__)
 
 
@@ -72,6 +74,7 @@ class DynamicBatcher:
         self._queued = 0
         self._inside = 0  # queued, running or being answered
         self._free_instances = instance_count
+        self._batch_seconds = 0.0  # what the last batch took
         self._closed = False
         self._lock = threading.Lock()
         self._arrived = threading.Condition(self._lock)  # or an instance became free
@@ -104,7 +107,7 @@ class DynamicBatcher:
             if self._closed:
                 raise BatcherClosed("the version is being unloaded")
             if self._queued >= self._max_queue_size:
-                raise QueueFull(f"{self._max_queue_size} requests are already waiting")
+                raise self._full()
             self._queues[request.priority].append(request)
             self._queued += 1
             self._inside += 1
@@ -128,6 +131,14 @@ class DynamicBatcher:
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
         return finished
+
+    def _full(self) -> QueueFull:
+        """Try again when half of the queue will have run, if batches go on taking that long."""
+        batches = max(1, self._queued // (2 * self._max_batch_size))
+        return QueueFull(
+            f"{self._max_queue_size} requests are already waiting",
+            max(_SHORTEST_RETRY, batches * self._batch_seconds),
+        )
 
     def _make_room(self) -> None:
         """Drop what was abandoned from a full queue."""
@@ -252,6 +263,7 @@ class DynamicBatcher:
         ran = time.monotonic()
         parts = split(outputs, batch, size)
         done = time.monotonic()
+        self._batch_seconds = done - started
         stages = Stages(rows, stacked - started, ran - stacked, done - ran)
         return [
             Answer(part, started - request.arrived, done - request.arrived, stages)

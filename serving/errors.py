@@ -20,7 +20,11 @@ class InvalidInput(ServingError):
 
 
 class QueueFull(ServingError):
-    """As many requests wait as may: the server is overloaded."""
+    """As many requests wait as may: the server is overloaded. `retry_after` is in seconds."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class BatcherClosed(ServingError):
@@ -56,4 +60,11 @@ class StartupError(Exception):
 
 
 class ModelLoadError(Exception):
-    """One version cannot be loaded; the message is one line for the operator."""
+    """One version cannot be loaded; the message is one line for the operator.
+
+    `reason` is one of metrics.LoadFailure: few enough to be a metric's label.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason

@@ -43,6 +43,7 @@ class ServedModel:
 
     def __init__(self, model: Model, config: ServerConfig, metrics: ModelMetrics) -> None:
         self.model = model
+        self.version = str(model.manifest.version)
         self.metrics = metrics
         self.max_batch_size = config.max_batch_size if model.batchable else 0
         self.batcher = DynamicBatcher(

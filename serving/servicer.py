@@ -1,169 +1,190 @@
-"""InferenceServicer: the V2 RPCs over grpcio, and the one table from errors to status codes."""
+"""InferenceServicer: every RPC of the V2 service but inference itself, which is `transport`'s."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import grpc
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 
-from serving import tensors
-from serving.admission import Admission
-from serving.errors import (
-    DeadlineExceeded,
-    InvalidInput,
-    ModelFailed,
-    ModelNotFound,
-    ModelNotReady,
-    QueueFull,
-    RequestCancelled,
-)
+from serving import describe, logs
+from serving.admin import Admin, require_admin
+from serving.config import ServerConfig
+from serving.errors import InvalidInput, ModelNotFound, ModelNotReady, NotSupported
 from serving.metrics import Metrics
 from serving.pb import inference_pb2 as pb
-from serving.pb import inference_pb2_grpc as pb_grpc
-from serving.registry import ModelRegistry, ServedModel
+from serving.registry import ModelRegistry
+from serving.statistics import ModelTotals
+from serving.status import status_of
+from serving.trace import Tracer
 
-# An error's status is its class's, or else that of the nearest class it inherits from.
-STATUS: dict[type[BaseException], grpc.StatusCode] = {
-    ModelNotFound: grpc.StatusCode.NOT_FOUND,
-    ModelNotReady: grpc.StatusCode.UNAVAILABLE,
-    InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
-    QueueFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
-    RequestCancelled: grpc.StatusCode.CANCELLED,
-    ModelFailed: grpc.StatusCode.INTERNAL,
-}
-# Names that a client chose appear in messages, and gRPC carries those in a header of 8 KiB.
-_MAX_DETAILS = 1000
-
-log = logging.getLogger(__name__)
+SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 
 
-def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
-    """What to answer; an error outside the table is logged, and its text kept to ourselves."""
-    for kind in type(error).__mro__:
-        if kind in STATUS:
-            return STATUS[kind], str(error)[:_MAX_DETAILS]
-    log.error("unexpected error", exc_info=error)
-    return grpc.StatusCode.INTERNAL, "internal error"
+@dataclass(frozen=True, slots=True)
+class InferenceServicer:
+    """Answers for the models of a registry; `ready` tells whether traffic is wanted.
 
+    Each RPC is a method of its name, from the request and the caller's peer to the response. It
+    raises a ServingError, which `handlers` turns into a status.
+    """
 
-class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
-    """Answers for the models of a registry; `ready` tells whether traffic is wanted."""
+    registry: ModelRegistry
+    metrics: Metrics
+    tracer: Tracer
+    admin: Admin
+    config: ServerConfig
+    version: str
+    ready: Callable[[], bool]
 
-    def __init__(
-        self,
-        registry: ModelRegistry,
-        metrics: Metrics,
-        admission: Admission,
-        version: str,
-        ready: Callable[[], bool],
-    ) -> None:
-        self._registry = registry
-        self._metrics = metrics
-        self._admission = admission
-        self._version = version
-        self._ready = ready
-
-    def ServerLive(
-        self, request: pb.ServerLiveRequest, context: grpc.ServicerContext
-    ) -> pb.ServerLiveResponse:
+    def ServerLive(self, request: pb.ServerLiveRequest, peer: str) -> pb.ServerLiveResponse:
         """True: the process answers."""
         return pb.ServerLiveResponse(live=True)
 
-    def ServerReady(
-        self, request: pb.ServerReadyRequest, context: grpc.ServicerContext
-    ) -> pb.ServerReadyResponse:
+    def ServerReady(self, request: pb.ServerReadyRequest, peer: str) -> pb.ServerReadyResponse:
         """Loading is over, at least one model is served, and the server does not drain."""
-        return pb.ServerReadyResponse(ready=self._ready())
+        return pb.ServerReadyResponse(ready=self.ready())
 
-    def ModelReady(
-        self, request: pb.ModelReadyRequest, context: grpc.ServicerContext
-    ) -> pb.ModelReadyResponse:
-        """False while the model loads or when it could not be; NOT_FOUND when it is unknown."""
-        with _translated(context):
-            try:
-                self._registry.get(request.name, request.version)
-            except ModelNotReady:
-                return pb.ModelReadyResponse(ready=False)
-            return pb.ModelReadyResponse(ready=True)
+    def ModelReady(self, request: pb.ModelReadyRequest, peer: str) -> pb.ModelReadyResponse:
+        """Whether the model is served; false, too, for one that is unknown, as in Triton."""
+        try:
+            self.registry.get(request.name, request.version)
+        except (ModelNotReady, ModelNotFound):
+            return pb.ModelReadyResponse(ready=False)
+        return pb.ModelReadyResponse(ready=True)
 
     def ServerMetadata(
-        self, request: pb.ServerMetadataRequest, context: grpc.ServicerContext
+        self, request: pb.ServerMetadataRequest, peer: str
     ) -> pb.ServerMetadataResponse:
-        """Name and version; no extension of the protocol yet."""
-        return pb.ServerMetadataResponse(name="digits", version=self._version)
+        """Name, version, and the protocol's extensions that are there."""
+        return pb.ServerMetadataResponse(
+            name="digits", version=self.version, extensions=describe.EXTENSIONS
+        )
 
     def ModelMetadata(
-        self, request: pb.ModelMetadataRequest, context: grpc.ServicerContext
+        self, request: pb.ModelMetadataRequest, peer: str
     ) -> pb.ModelMetadataResponse:
         """What the manifest says of the tensors and the class labels."""
-        with _translated(context):
-            served = self._registry.get(request.name, request.version)
-            return _metadata(served)
+        served = self.registry.get(request.name, request.version)
+        return describe.metadata(served, self.registry.versions(request.name))
 
-    def ModelInfer(
-        self, request: pb.ModelInferRequest, context: grpc.ServicerContext
-    ) -> pb.ModelInferResponse:
-        """Outputs for the inputs, always as raw contents."""
-        started = time.monotonic()
-        served = None
+    def ModelConfig(self, request: pb.ModelConfigRequest, peer: str) -> pb.ModelConfigResponse:
+        """How the model is batched and where it runs."""
+        return describe.config(self.registry.get(request.name, request.version), self.config)
+
+    def ModelStatistics(
+        self, request: pb.ModelStatisticsRequest, peer: str
+    ) -> pb.ModelStatisticsResponse:
+        """Counts and durations of what is served, over all workers."""
+        if request.name:
+            self.registry.get(request.name, request.version)
+        totals = self.metrics.totals()
+        keys = [(each.manifest.name, each.version) for each in self.registry.served]
+        wanted = [
+            (name, version)
+            for name, version in keys
+            if request.name in ("", name) and request.version in ("", version)
+        ]
+        return describe.statistics([(*key, totals.get(key, ModelTotals())) for key in wanted])
+
+    def RepositoryIndex(
+        self, request: pb.RepositoryIndexRequest, peer: str
+    ) -> pb.RepositoryIndexResponse:
+        """Every version that is known of, and why it is not served."""
+        return describe.index(self.registry.index, request.ready)
+
+    def RepositoryModelLoad(
+        self, request: pb.RepositoryModelLoadRequest, peer: str
+    ) -> pb.RepositoryModelLoadResponse:
+        """Load the model's versions by the version policy, in all workers."""
+        require_admin(self.config.allow_admin, peer)
+        if request.parameters:
+            raise InvalidInput(f"load: parameter {min(request.parameters)!r} is not supported")
+        self.admin.load(request.model_name)
+        return pb.RepositoryModelLoadResponse()
+
+    def RepositoryModelUnload(
+        self, request: pb.RepositoryModelUnloadRequest, peer: str
+    ) -> pb.RepositoryModelUnloadResponse:
+        """Unload the model, in all workers. No model here depends on another."""
+        require_admin(self.config.allow_admin, peer)
+        if others := set(request.parameters) - {"unload_dependents"}:
+            raise InvalidInput(f"unload: parameter {min(others)!r} is not supported")
+        self.admin.unload(request.model_name)
+        return pb.RepositoryModelUnloadResponse()
+
+    def TraceSetting(self, request: pb.TraceSettingRequest, peer: str) -> pb.TraceSettingResponse:
+        """Change trace settings where some are given; what holds then."""
+        if request.model_name:
+            self.registry.get(request.model_name)
+        if request.settings:
+            require_admin(self.config.allow_admin, peer)
+            changes = {name: tuple(each.value) for name, each in request.settings.items()}
+            self.admin.change_trace(changes, request.model_name)
+        response = pb.TraceSettingResponse()
+        for name, values in self.tracer.settings(request.model_name).items():
+            response.settings[name].value.extend(values)
+        return response
+
+    def LogSettings(self, request: pb.LogSettingsRequest, peer: str) -> pb.LogSettingsResponse:
+        """Change log settings where some are given; what holds then."""
+        if request.settings:
+            require_admin(self.config.allow_admin, peer)
+            self.admin.change_logs(
+                {name: _chosen(name, value) for name, value in request.settings.items()}
+            )
+        response = pb.LogSettingsResponse()
+        for name, value in logs.settings().items():
+            if isinstance(value, bool):
+                response.settings[name].bool_param = value
+            elif isinstance(value, int):
+                response.settings[name].uint32_param = value
+        return response
+
+
+def handlers(
+    servicer: InferenceServicer, inference: dict[str, grpc.RpcMethodHandler[Any, Any]]
+) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+    """A handler for every method of the service: those of `inference`, else the servicer's."""
+    return {
+        method.name: inference.get(method.name)
+        or _unary(
+            getattr(servicer, method.name, _shared_memory), GetMessageClass(method.input_type)
+        )
+        for method in SERVICE.methods
+    }
+
+
+def _unary(
+    method: Callable[[Any, str], Message], kind: type[Message]
+) -> grpc.RpcMethodHandler[Any, Any]:
+    def answer(request: Message, context: grpc.ServicerContext) -> Message:
         try:
-            served = self._registry.get(request.model_name, request.model_version)
-            with self._admission.admitted():
-                return _infer(served, request, context, started)
+            return method(request, context.peer())
         except Exception as error:
-            code, details = status_of(error)
-        if served:
-            served.metrics.failed(code.name, time.monotonic() - started)
-        else:
-            self._metrics.unknown_model(code.name)
-        context.abort(code, details)
+            status, details = status_of(error)
+        if status == "PERMISSION_DENIED" or status == "UNIMPLEMENTED":
+            details = f"{kind.__name__.removesuffix('Request')}: {details}"
+        context.abort(grpc.StatusCode[status], details)
 
-
-def _infer(
-    served: ServedModel,
-    request: pb.ModelInferRequest,
-    context: grpc.ServicerContext,
-    started: float,
-) -> pb.ModelInferResponse:
-    manifest = served.manifest
-    outputs = tensors.requested_outputs(request, manifest.outputs)
-    inputs = tensors.decode_inputs(request, manifest.inputs)
-    pending = served.request(inputs, started + context.time_remaining())
-    if not context.add_callback(pending.cancel):
-        raise RequestCancelled("the request was cancelled")
-    answer = served.infer(pending)
-    response = pb.ModelInferResponse(
-        model_name=manifest.name, model_version=str(manifest.version), id=request.id
+    return grpc.unary_unary_rpc_method_handler(
+        answer,
+        request_deserializer=kind.FromString,
+        response_serializer=lambda message: message.SerializeToString(),
     )
-    tensors.encode_outputs(response, answer.outputs, outputs)
-    return response
 
 
-def _metadata(served: ServedModel) -> pb.ModelMetadataResponse:
-    manifest = served.manifest
-    response = pb.ModelMetadataResponse(
-        name=manifest.name,
-        versions=[str(manifest.version)],
-        platform=served.model.variant.platform,
-        labels=manifest.labels,
-    )
-    for spec in manifest.inputs:
-        response.inputs.add(name=spec.name, datatype=spec.datatype, shape=spec.shape)
-    for spec in manifest.outputs:
-        response.outputs.add(name=spec.name, datatype=spec.datatype, shape=spec.shape)
-    return response
+def _shared_memory(request: Message, peer: str) -> Message:
+    """The only methods that the servicer lacks."""
+    raise NotSupported("this server has no shared memory; send tensors in the request")
 
 
-@contextlib.contextmanager
-def _translated(context: grpc.ServicerContext) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        code, details = status_of(error)
-    else:
-        return
-    context.abort(code, details)
+def _chosen(name: str, value: pb.LogSettingsRequest.SettingValue) -> bool | int | str:
+    choice = value.WhichOneof("parameter_choice")
+    if choice is None:
+        raise InvalidInput(f"log setting {name!r} has no value")
+    chosen: bool | int | str = getattr(value, choice)
+    return chosen

@@ -29,9 +29,9 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 )
 from prometheus_client.parser import text_string_to_metric_families
 
+from serving.datatypes import DATATYPES, encode_raw
 from serving.pb import inference_pb2 as pb
 from serving.pb import inference_pb2_grpc as pb_grpc
-from serving.tensors import DATATYPES, encode_raw
 
 Serve = Callable[..., AbstractContextManager[Running]]
 CODE = grpc.StatusCode

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from model_repository import TensorSpec
+from serving.datatypes import DATATYPES, decode_raw, encode_raw
 from serving.errors import InvalidInput
 from serving.pb import inference_pb2 as pb
-from serving.tensors import DATATYPES, decode_inputs, decode_raw, encode_outputs, encode_raw
+from serving.tensors import RequestedOutput, decode_inputs, encode_outputs, requested_outputs
 
 EXTREMES: dict[str, list[object]] = {
     "BOOL": [True, False],
@@ -51,7 +52,7 @@ def test_the_table_has_every_datatype_of_the_protocol() -> None:
 def test_raw_contents_survive_the_round_trip(datatype: str) -> None:
     spec = TensorSpec("x", datatype, (-1,))
     response = pb.ModelInferResponse()
-    encode_outputs(response, {"x": array_of(datatype)}, [spec])
+    encode_outputs(response, {"x": array_of(datatype)}, [RequestedOutput(spec)])
     message = request(datatype, list(response.outputs[0].shape), "x")
     message.raw_input_contents.extend(response.raw_output_contents)
     back = decode_inputs(message, [spec])["x"]
@@ -175,3 +176,87 @@ def test_malformed_raw_elements_are_refused(datatype: str, data: bytes, expected
 def test_half_floats_have_no_typed_contents() -> None:
     message = request("FP16", [1], "x")
     assert "takes raw_input_contents only" in refusal(message, (TensorSpec("x", "FP16", (1,)),))
+
+
+def test_inputs_may_come_in_any_order() -> None:
+    message = request("INT8", [1], "b")
+    message.inputs.add(name="a", datatype="INT8", shape=[1])
+    message.raw_input_contents.extend([b"\x02", b"\x01"])
+    specs = (TensorSpec("a", "INT8", (1,)), TensorSpec("b", "INT8", (1,)))
+    arrays = decode_inputs(message, specs)
+    assert (arrays["a"].tolist(), arrays["b"].tolist()) == ([1], [2])
+
+
+def test_an_input_in_shared_memory_is_refused() -> None:
+    message = request("UINT8", [1, 2, 2])
+    message.inputs[0].parameters["shared_memory_region"].string_param = "r"
+    assert refusal(message) == "input 'images': shared memory is not supported"
+
+
+OUTPUTS = (
+    TensorSpec("scores", "FP32", (-1, 3)),
+    TensorSpec("best", "INT64", (-1,)),
+    TensorSpec("text", "BYTES", (-1,)),
+    TensorSpec("truth", "BOOL", (-1,)),
+)
+
+
+def asking(name: str, **parameters: dict[str, object]) -> pb.ModelInferRequest:
+    message = pb.ModelInferRequest()
+    values = {key: pb.InferParameter(**value) for key, value in parameters.items()}  # type: ignore[arg-type]
+    message.outputs.add(name=name, parameters=values)
+    return message
+
+
+def test_a_request_that_names_no_output_gets_all_of_them() -> None:
+    assert list(requested_outputs(pb.ModelInferRequest(), OUTPUTS)) == [
+        RequestedOutput(spec) for spec in OUTPUTS
+    ]
+
+
+def test_an_output_may_be_asked_for_as_its_top_classes() -> None:
+    message = asking("scores", classification={"int64_param": 2}, binary_data={"bool_param": True})
+    assert requested_outputs(message, OUTPUTS) == [RequestedOutput(OUTPUTS[0], 2)]
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        (asking("scores", classification={"int64_param": 0}), "must be 1 or more, got 0"),
+        (asking("scores", classification={"int64_param": -1}), "must be 1 or more, got -1"),
+        (asking("scores", classification={"string_param": "2"}), "must be an int64_param"),
+        (asking("scores", classification={}), "must be an int64_param"),
+        (asking("text", classification={"int64_param": 1}), "BYTES has no classification"),
+        (asking("truth", classification={"int64_param": 1}), "BOOL has no classification"),
+        (asking("scores", shared_memory_region={"string_param": "r"}), "shared memory is not"),
+        (asking("logits"), "is unknown; there is 'scores', 'best', 'text'"),
+    ],
+)
+def test_an_output_that_cannot_be_given_so_is_named(
+    message: pb.ModelInferRequest, expected: str
+) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        requested_outputs(message, OUTPUTS)
+    name = message.outputs[0].name
+    assert str(caught.value).startswith(f"output {name!r}")
+    assert expected in str(caught.value)
+
+
+def test_top_classes_are_answered_as_a_bytes_tensor_of_their_own_shape() -> None:
+    response = pb.ModelInferResponse()
+    scores = np.array([[0.25, 0.5, 0.125], [3, 1, 2]], np.float32)
+    best = np.array([1, 0])
+    encode_outputs(
+        response,
+        {"scores": scores, "best": best},
+        [RequestedOutput(OUTPUTS[0], 2), RequestedOutput(OUTPUTS[1])],
+        labels=("a", "b", "c"),
+    )
+    described = [(o.name, o.datatype, list(o.shape)) for o in response.outputs]
+    assert described == [("scores", "BYTES", [2, 2]), ("best", "INT64", [2])]
+    back = decode_raw("x", DATATYPES["BYTES"], (2, 2), response.raw_output_contents[0])
+    assert back.tolist() == [
+        ["0.500000:1:b", "0.250000:0:a"],
+        ["3.000000:0:a", "2.000000:2:c"],
+    ]
+    assert response.raw_output_contents[1] == struct.pack("<2q", 1, 0)

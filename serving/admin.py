@@ -1,0 +1,75 @@
+"""What an administrator may change while the server runs, and where such a request may come from."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from typing import Protocol
+from urllib.parse import unquote
+
+from serving import logs
+from serving.control import ModelControl
+from serving.errors import NotAllowed
+from serving.trace import Tracer
+
+
+class Admin(Protocol):
+    """Changes the whole server: this process where it is the only one, else all workers."""
+
+    def load(self, name: str) -> None:
+        """As ModelControl.load."""
+
+    def unload(self, name: str) -> None:
+        """As ModelControl.unload."""
+
+    def change_logs(self, changes: Mapping[str, bool | int | str]) -> None:
+        """As logs.change."""
+
+    def change_trace(self, settings: Mapping[str, tuple[str, ...]], model: str) -> None:
+        """As Tracer.change."""
+
+
+class ProcessAdmin:
+    """Changes this process."""
+
+    def __init__(self, control: ModelControl, tracer: Tracer) -> None:
+        self._control = control
+        self._tracer = tracer
+
+    def load(self, name: str) -> None:
+        """Load a model; see ModelControl."""
+        self._control.load(name)
+
+    def unload(self, name: str) -> None:
+        """Unload a model; see ModelControl."""
+        self._control.unload(name)
+
+    def change_logs(self, changes: Mapping[str, bool | int | str]) -> None:
+        """Log more or less."""
+        logs.change(changes)
+
+    def change_trace(self, settings: Mapping[str, tuple[str, ...]], model: str) -> None:
+        """Trace more or less."""
+        self._tracer.change(settings, model)
+
+
+def require_admin(allowed: bool, peer: str) -> None:
+    """Raise NotAllowed unless administration is allowed and gRPC's `peer` is on this machine."""
+    if not allowed:
+        raise NotAllowed("administration is off; start the server with --allow-admin")
+    if not is_local(peer):
+        raise NotAllowed("administration is open to peers on this machine only")
+
+
+def is_local(peer: str) -> bool:
+    """Whether a gRPC peer, such as ipv4:127.0.0.1:5000, ipv6:%5B::1%5D:5000 or unix:, is local."""
+    kind, _, address = unquote(peer).partition(":")
+    if kind == "unix":
+        return True
+    host = address.rpartition(":")[0].strip("[]").partition("%")[0]
+    try:
+        ip = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = getattr(ip, "ipv4_mapped", None)
+    return (mapped or ip).is_loopback

@@ -1,0 +1,236 @@
+"""ModelInfer and ModelStreamInfer over grpcio's synchronous server, for an InferenceService.
+
+No thread waits for an answer: grpcio's handler returns at once, and the thread that ran the batch
+sends it. Measured against the other styles, this is the fastest: see benchmarks/results/styles.md.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from queue import SimpleQueue
+from typing import Any
+
+import grpc
+from grpc import _server as grpc_internals
+
+from serving.inference import InferenceService, Refusal, Reply, Timing
+from serving.pb import inference_pb2 as pb
+
+# Threads that receive and parse requests. More than a few do so at the same time only while some
+# callers send slowly, and then must not keep the others waiting.
+RECEIVING_THREADS = 32
+# Streams that may be open at the same time; each takes two threads.
+MAX_STREAMS = 128
+# Requests of one stream that may be in flight or wait for the caller to read their answers.
+STREAM_WINDOW = 512
+
+Metadata = tuple[tuple[str, str], ...]
+Send = Callable[[bytes | None], None]
+
+
+def infer_handler(service: InferenceService) -> grpc.RpcMethodHandler[Any, Any]:
+    """The handler of ModelInfer, bytes in and bytes out.
+
+    To grpcio it streams its one answer: that is the kind of handler that may return before it has
+    answered. On the wire there is no difference.
+    """
+    finish = _finish()
+
+    def infer(message: bytes, context: Any, send: Send) -> None:
+        def respond(outcome: Reply | Refusal) -> None:
+            if isinstance(outcome, Reply):
+                context.set_trailing_metadata(timing_metadata(outcome.timing))
+                finish(context, outcome.message, send)
+            else:
+                _refuse(context, outcome)
+                send(None)
+
+        cancel = service.submit(message, deadline_of(context), respond)
+        if not context.add_callback(cancel):
+            cancel()
+
+    return grpc.unary_stream_rpc_method_handler(_non_blocking(infer, RECEIVING_THREADS))
+
+
+def stream_handler(service: InferenceService) -> grpc.RpcMethodHandler[Any, Any]:
+    """The handler of ModelStreamInfer: answers as they come, errors as messages of their own."""
+    streams = threading.BoundedSemaphore(MAX_STREAMS)
+
+    def stream(messages: Iterator[bytes], context: Any) -> Iterator[bytes]:
+        if not streams.acquire(blocking=False):
+            context.abort(
+                grpc.StatusCode.RESOURCE_EXHAUSTED, f"{MAX_STREAMS} streams are already open"
+            )
+        try:
+            yield from _Stream(service, messages, context).answers()
+        finally:
+            streams.release()
+
+    pool = futures.ThreadPoolExecutor(MAX_STREAMS + 8, thread_name_prefix="stream")
+    stream.experimental_thread_pool = pool  # type: ignore[attr-defined]
+    return grpc.stream_stream_rpc_method_handler(stream)
+
+
+class _Stream:
+    """One stream: a thread reads requests and submits them, the caller's takes the answers."""
+
+    def __init__(self, service: InferenceService, messages: Iterator[bytes], context: Any) -> None:
+        self._service = service
+        self._messages = messages
+        self._deadline = deadline_of(context)
+        self._answers: SimpleQueue[Reply | Refusal | None] = SimpleQueue()
+        self._window = threading.Semaphore(STREAM_WINDOW)
+        self._lock = threading.Lock()
+        self._cancels: dict[int, Callable[[], None]] = {}
+        self._submitted = 0
+        self._over = False
+        context.add_callback(self._end)
+
+    def answers(self) -> Iterator[bytes]:
+        """Serialised ModelStreamInferResponses, until the caller has sent and got all."""
+        threading.Thread(target=self._read, name="stream-reader", daemon=True).start()
+        answered, closed = 0, False
+        while not closed or answered < self._submitted:
+            outcome = self._answers.get()
+            if outcome is None:
+                closed = True
+                continue
+            answered += 1
+            yield _stream_message(outcome)
+            self._window.release()
+
+    def _read(self) -> None:
+        try:
+            for number, message in enumerate(self._messages):
+                self._window.acquire()
+                if self._over:
+                    break
+                self._submitted = number + 1
+                self._submit(number, message)
+        except Exception:  # grpcio's way to end the requests of a stream that was cancelled
+            self._end()
+        finally:
+            self._answers.put(None)
+
+    def _submit(self, number: int, message: bytes) -> None:
+        def respond(outcome: Reply | Refusal) -> None:
+            with self._lock:
+                self._cancels.pop(number, None)
+            self._answers.put(outcome)
+
+        with self._lock:
+            self._cancels[number] = _nothing
+        cancel = self._service.submit(message, self._deadline, respond)
+        with self._lock:
+            if number in self._cancels:
+                self._cancels[number] = cancel
+        if self._over:
+            cancel()
+
+    def _end(self) -> None:
+        """The stream is over, in whatever way: nobody reads answers any more."""
+        self._over = True
+        with self._lock:
+            cancels = list(self._cancels.values())
+        for cancel in cancels:
+            cancel()
+        self._window.release()
+
+
+def deadline_of(context: Any) -> float:
+    """The call's deadline as time.monotonic; infinite without one."""
+    remaining = context.time_remaining()
+    return math.inf if remaining is None else time.monotonic() + remaining
+
+
+def timing_metadata(timing: Timing) -> Metadata:
+    """Trailing metadata of an answer; `server-timing` is in milliseconds, as W3C has it.
+
+    https://www.w3.org/TR/server-timing/
+    """
+    stages = timing.stages
+    durations = (
+        f"queue;dur={timing.queue_seconds * 1e3:.3f}, "
+        f"batch;dur={stages.compute_input_seconds * 1e3:.3f}, "
+        f"compute;dur={stages.compute_infer_seconds * 1e3:.3f}, "
+        f"split;dur={stages.compute_output_seconds * 1e3:.3f}"
+    )
+    return (
+        ("server-timing", durations),
+        ("batch-size", str(stages.rows)),
+        ("model-version", timing.version),
+    )
+
+
+def _refuse(context: Any, refusal: Refusal) -> None:
+    context.set_code(grpc.StatusCode[refusal.status])
+    context.set_details(refusal.details)
+    if refusal.retry_after is not None:
+        # https://github.com/grpc/proposal/blob/master/A6-client-retries.md#pushback
+        milliseconds = str(math.ceil(refusal.retry_after * 1e3))
+        context.set_trailing_metadata((("grpc-retry-pushback-ms", milliseconds),))
+
+
+def _finish() -> Callable[[Any, bytes, Send], None]:
+    """How to send the one answer of a call and end it.
+
+    grpcio's public way sends the answer, waits until it has left, then sends the status: at a
+    message a wait, half of the throughput. Its own unary calls send both at once by a function
+    that it keeps to itself; where that is still what it was, it is taken.
+    """
+    status = getattr(grpc_internals, "_status", None)
+    expected = ["rpc_event", "state", "serialized_response"]
+    if status and list(inspect.signature(status).parameters) == expected:
+
+        def at_once(context: Any, message: bytes, send: Send) -> None:
+            status(context._rpc_event, context._state, message)
+
+        return at_once
+    return _one_after_the_other
+
+
+def _one_after_the_other(context: Any, message: bytes, send: Send) -> None:
+    send(message)
+    send(None)
+
+
+def _non_blocking(behavior: Any, threads: int) -> Any:
+    """Mark a handler as one that returns before it has answered, on threads of its own.
+
+    The attributes are grpcio's; its own health service uses them.
+    """
+    behavior.experimental_non_blocking = True
+    behavior.experimental_thread_pool = futures.ThreadPoolExecutor(
+        threads, thread_name_prefix="infer"
+    )
+    return behavior
+
+
+def _stream_message(outcome: Reply | Refusal) -> bytes:
+    """A serialised ModelStreamInferResponse."""
+    if isinstance(outcome, Refusal):
+        response = pb.ModelInferResponse(id=outcome.request_id)
+        return pb.ModelStreamInferResponse(
+            error_message=outcome.details, infer_response=response
+        ).SerializeToString()
+    # Field 2, of bytes: what was serialised once need not be parsed for that.
+    return b"\x12" + _varint(len(outcome.message)) + outcome.message
+
+
+def _varint(number: int) -> bytes:
+    """https://protobuf.dev/programming-guides/encoding/#varints"""
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)
+
+
+def _nothing() -> None:
+    """Cancels what has not been submitted yet."""
