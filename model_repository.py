@@ -57,6 +57,7 @@ class Variant:
     precision: str
     sha256: str
     accuracy: float | None = None
+    holdout_accuracy: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

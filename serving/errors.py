@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+LOAD_FAILURES = ("manifest", "checksum", "session", "signature", "holdout", "other")
+
 
 class ServingError(Exception):
     """A request that cannot be answered; its message is for the caller to read."""
@@ -40,4 +42,11 @@ class StartupError(Exception):
 
 
 class ModelLoadError(Exception):
-    """One version cannot be loaded; the message is one line for the operator."""
+    """One version cannot be loaded; the message is one line for the operator.
+
+    `reason` is one of LOAD_FAILURES: few enough to be a metric's label.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 
 import model_repository
 from model_repository import Manifest, RepositoryError
+from serving import model as models
 from serving.batcher import Answer, DynamicBatcher, Request
+from serving.device import Runtime
 from serving.errors import ModelLoadError, ModelNotFound, ModelNotReady, StartupError
 from serving.metrics import Metrics, ModelMetrics
-from serving.model import Model, Runtime
+from serving.model import Model
 
 Tensors = dict[str, NDArray[np.generic]]
 
@@ -139,9 +141,10 @@ class ModelRegistry:
         manifest = model_repository.read_manifest(directory)
         if (manifest.name, manifest.version) != (name, version):
             raise ModelLoadError(
-                f"{directory}: the manifest is that of {manifest.name} {manifest.version}"
+                f"{directory}: the manifest is that of {manifest.name} {manifest.version}",
+                "manifest",
             )
-        model = Model(directory, manifest, self._runtime)
+        model = models.load(directory, manifest, self._runtime)
         return ServedModel(model, self._batching, self._metrics.model(name, version))
 
 

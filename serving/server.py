@@ -20,15 +20,9 @@ from prometheus_client import CollectorRegistry, start_http_server
 
 from serving.admission import Admission
 from serving.config import ServerConfig
+from serving.device import runtime_for
 from serving.errors import StartupError
 from serving.metrics import Metrics
-from serving.model import (
-    Runtime,
-    available_cpus,
-    check_distributions,
-    choose_device,
-    installed_distributions,
-)
 from serving.options import parse
 from serving.pb import inference_pb2 as pb
 from serving.pb import inference_pb2_grpc as pb_grpc
@@ -54,9 +48,8 @@ class Server:
     """
 
     def __init__(self, config: ServerConfig) -> None:
-        check_distributions(installed_distributions())
         self._config = config
-        self._runtime = _runtime(config)
+        self._runtime = runtime_for(config)
         self.metrics_registry = CollectorRegistry()
         metrics = Metrics(self.metrics_registry, _version())
         self.registry = ModelRegistry(
@@ -113,6 +106,7 @@ class Server:
 
     def _load(self) -> None:
         started = time.monotonic()
+        log.info(self._runtime.why)
         self.registry.load(lambda name: self._health.set(name, SERVING))
         served = self.registry.served
         if not served:
@@ -124,12 +118,10 @@ class Server:
         for name in READINESS:
             self._health.set(name, SERVING)
         log.info(
-            "ready in %.1f s: gRPC on %s, metrics on http://%s/metrics, %s with %d threads\n%s",
+            "ready in %.1f s: gRPC on %s, metrics on http://%s/metrics\n%s",
             time.monotonic() - started,
             _address(self._config.host, self.grpc_port),
             _address(self._config.host, self.metrics_port),
-            self._runtime.device,
-            self._runtime.threads,
             _table(served),
         )
 
@@ -179,11 +171,6 @@ def _wait_for_signal() -> None:
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, stop)
     stopping.wait()
-
-
-def _runtime(config: ServerConfig) -> Runtime:
-    device = choose_device(config.device)
-    return Runtime(device, config.precision, config.intra_op_threads or available_cpus())
 
 
 def _batching(config: ServerConfig) -> Batching:

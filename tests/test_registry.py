@@ -8,9 +8,9 @@ import pytest
 from conftest import Digits, publish_classifier, publish_echo
 from prometheus_client import CollectorRegistry
 
+from serving.device import Runtime
 from serving.errors import ModelNotFound, ModelNotReady, StartupError
 from serving.metrics import Metrics
-from serving.model import Runtime
 from serving.registry import Batching, ModelRegistry
 
 
