@@ -36,10 +36,10 @@ from training.dataset import Dataset, Split
 from training.export import Answers, Comparison, GateFailed
 from training.learner import LOSSES, Epoch, Examples, Learner, Observer, Recorder, evaluate
 from training.models import Classifier, PixelSimilarity, build
-from training.quantise import quantise
+from training.quantise import halve, quantise
 from training.recipes import Recipe
 
-INT8_MODELS = ("resnet18",)
+REDUCED_MODELS = ("resnet18",)  # large enough to gain from int8 and fp16
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,24 +221,33 @@ def _export(
 def _variants(
     trained: Trained, dataset: Dataset, directory: Path, accuracy: float
 ) -> tuple[tuple[Variant, ...], list[str]]:
-    """The files to publish; int8 beside fp32 where the model has one and it is good enough."""
-    variants = (
+    """The files to publish; int8 and fp16 beside fp32 where the model has them and they are good
+    enough."""
+    variants = [
         Variant("model.onnx", ONNX_PLATFORM, "fp32", "", accuracy),
         Variant("model.pt", TORCHSCRIPT_PLATFORM, "fp32", "", accuracy),
-    )
-    if trained.model not in INT8_MODELS:
-        return variants, []
-    path = directory / "model.int8.onnx"
-    quantise(directory / "model.onnx", path, dataset.calibration.images)
-    reached = export.accuracy(
-        export.answer(export.onnx_runner(path), dataset.valid.images, 64), dataset.valid
-    )
-    # At most 0.1 percentage points, or one image where the validation set is small.
-    allowed = max(0.001, 1 / len(dataset.valid.labels))
-    if accuracy - reached > allowed + 1e-9:
-        path.unlink()
-        return variants, [f"int8 dropped: accuracy {reached:.4f} against {accuracy:.4f}"]
-    return (*variants, Variant(path.name, ONNX_PLATFORM, "int8", "", reached)), []
+    ]
+    notes: list[str] = []
+    if trained.model in REDUCED_MODELS:
+        source = directory / "model.onnx"
+        quantise(source, directory / "model.int8.onnx", dataset.calibration.images)
+        halve(source, directory / "model.fp16.onnx")
+        for precision in ("int8", "fp16"):
+            path = directory / f"model.{precision}.onnx"
+            reached = _reached(path, dataset)
+            # At most 0.1 percentage points, or one image where the validation set is small.
+            if accuracy - reached > max(0.001, 1 / len(dataset.valid.labels)) + 1e-9:
+                path.unlink()
+                notes.append(f"{precision} dropped: accuracy {reached:.4f} against {accuracy:.4f}")
+            else:
+                variants.append(Variant(path.name, ONNX_PLATFORM, precision, "", reached))
+    return tuple(variants), notes
+
+
+def _reached(path: Path, dataset: Dataset) -> float:
+    """The accuracy of an ONNX file on the validation images, by ONNX Runtime on the CPU."""
+    answers = export.answer(export.onnx_runner(path), dataset.valid.images, 64)
+    return export.accuracy(answers, dataset.valid)
 
 
 def _facts(
