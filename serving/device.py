@@ -166,7 +166,7 @@ def _gpu_provider(config: ServerConfig) -> str:
     asked for; and it captures one CUDA graph, not one per bucket."""
     if config.execution_provider == "cuda":
         return CUDA
-    fault = _why_no_tensorrt()
+    fault = why_no_tensorrt()
     if config.execution_provider == "tensorrt":
         if config.cuda_graphs:
             raise StartupError("--cuda-graphs needs --execution-provider cuda")
@@ -177,7 +177,8 @@ def _gpu_provider(config: ServerConfig) -> str:
     return TENSORRT if suits and not fault else CUDA
 
 
-def _why_no_tensorrt() -> str | None:
+def why_no_tensorrt() -> str | None:
+    """What keeps TensorRT from running models here, where CUDA does; None when it does."""
     if TENSORRT not in onnxruntime.get_available_providers():
         return "this onnxruntime has no TensorRT"
     _preload_tensorrt()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -250,3 +251,13 @@ def test_int8_that_fails_its_holdout_on_this_cpu_is_not_taken(
     assert not int8_instructions() or "holdout rows, at least 0.8900 is required" in model.notes[0]
     asked, _ = refused(directory, runtime=dataclasses.replace(CPU, precision="int8"))
     assert asked == "holdout"
+
+
+def test_another_provider_than_the_one_asked_for_is_refused(version: Path) -> None:
+    """ONNX Runtime leaves out what it has not, with a warning; DirectML is Windows'."""
+    runtime = dataclasses.replace(CPU, device="gpu", provider="DmlExecutionProvider")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        reason, message = refused(version, runtime=runtime)
+    assert reason == "session"
+    assert "DmlExecutionProvider failed to start and " in message
