@@ -1,9 +1,12 @@
-"""``python -m serving``."""
+"""``python -m serving``, and ``python -m serving doctor``."""
 
 import os
 import sys
 
-from serving.server import main
+from serving import doctor, main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], os.environ))
+    arguments = sys.argv[1:]
+    if arguments[:1] == ["doctor"]:
+        sys.exit(doctor.main(arguments[1:], os.environ))
+    sys.exit(main.main(arguments, os.environ))

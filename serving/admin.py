@@ -1,4 +1,4 @@
-"""What an administrator may change while the server runs, and where such a request may come from."""
+"""What an administrator may change while the server runs, and who is one."""
 
 from __future__ import annotations
 

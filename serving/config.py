@@ -138,7 +138,8 @@ class ServerConfig:
         default="auto",
         metadata=_about(
             "device",
-            "on a GPU: auto takes TensorRT where it is installed, else CUDA",
+            "on a GPU: auto takes TensorRT where it is installed and --precision is tf32 or fp16,"
+            " else CUDA; TensorRT cannot be kept from TensorFloat-32",
             choices=("auto", "cuda", "tensorrt"),
         ),
     )

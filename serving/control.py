@@ -13,8 +13,15 @@ from pathlib import Path
 import model_repository
 from model_repository import RepositoryError
 from serving.config import ServerConfig, VersionPolicy
-from serving.errors import LoadFailed, ModelLoadError, ModelNotFound, NotAllowed, StartupError
-from serving.metrics import LoadFailure, Metrics
+from serving.errors import (
+    LoadFailed,
+    LoadFailure,
+    ModelLoadError,
+    ModelNotFound,
+    NotAllowed,
+    StartupError,
+)
+from serving.metrics import Metrics
 from serving.registry import ModelRegistry, ServedModel, State
 
 Load = Callable[[Path], ServedModel]
@@ -184,7 +191,7 @@ class ModelControl:
             return False
         self._registry.add(served)
         served.metrics.loaded(served.model.load_seconds)
-        log.info("model %s version %d is served%s", name, version, _notes(served.model.notes))
+        log.info("model %s version %d is served", name, version)
         return True
 
     def _refuse(self, name: str, version: int, error: Exception) -> None:
@@ -193,10 +200,7 @@ class ModelControl:
         log.error("model %s version %d is not served: %s", name, version, reason)
         if not expected:
             log.error("unexpected error", exc_info=error)
-        kind = error.reason if isinstance(error, ModelLoadError) else "other"
-        if isinstance(error, RepositoryError):
-            kind = "manifest"
-        self._metrics.load_failed(name, version, LoadFailure(kind))
+        self._metrics.load_failed(name, version, _kind(error))
         self._registry.note(name, version, State.UNAVAILABLE, reason)
 
     def _unload(self, name: str, version: int, why: str) -> None:
@@ -234,6 +238,12 @@ class ModelControl:
         self._outage = reason
 
 
+def _kind(error: Exception) -> LoadFailure:
+    if isinstance(error, ModelLoadError):
+        return error.reason
+    return LoadFailure.MANIFEST if isinstance(error, RepositoryError) else LoadFailure.OTHER
+
+
 def _fingerprint(directory: Path) -> Fingerprint:
     """Empty for a directory that cannot be read."""
     try:
@@ -241,7 +251,3 @@ def _fingerprint(directory: Path) -> Fingerprint:
     except OSError:
         return ()
     return tuple(sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
-
-
-def _notes(notes: Iterable[str]) -> str:
-    return "".join(f"; {note}" for note in notes)

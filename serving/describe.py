@@ -95,7 +95,7 @@ def index(states: Sequence[VersionState], ready: bool) -> pb.RepositoryIndexResp
     return response
 
 
-def _type(spec: TensorSpec) -> pb.DataType:
+def _type(spec: TensorSpec) -> pb.DataType.ValueType:
     name = "STRING" if spec.datatype == "BYTES" else spec.datatype
     return pb.DataType.Value(f"TYPE_{name}")
 

@@ -2,6 +2,19 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+
+
+class LoadFailure(StrEnum):
+    """What was wrong with a version that was not served."""
+
+    MANIFEST = "manifest"
+    CHECKSUM = "checksum"
+    SESSION = "session"
+    SIGNATURE = "signature"
+    HOLDOUT = "holdout"
+    OTHER = "other"
+
 
 class ServingError(Exception):
     """A request that cannot be answered; its message is for the caller to read."""
@@ -62,9 +75,9 @@ class StartupError(Exception):
 class ModelLoadError(Exception):
     """One version cannot be loaded; the message is one line for the operator.
 
-    `reason` is one of metrics.LoadFailure: few enough to be a metric's label.
+    `reason` is a LoadFailure: few enough to be a metric's label.
     """
 
     def __init__(self, message: str, reason: str) -> None:
         super().__init__(message)
-        self.reason = reason
+        self.reason = LoadFailure(reason)

@@ -14,9 +14,10 @@ _VERBOSE = "log_verbose_level"
 Settings = dict[str, bool | int | str]
 
 
-def configure(level: str) -> None:
-    """Log to standard error, from that level on."""
-    logging.basicConfig(level=level.upper(), format=_FORMAT)
+def configure(level: str, worker: int | None = None) -> None:
+    """Log to standard error, from that level on; with the number of a worker of several."""
+    text = _FORMAT if worker is None else _FORMAT.replace("%(name)s", f"%(name)s[{worker}]")
+    logging.basicConfig(level=level.upper(), format=text)
 
 
 def settings() -> Settings:

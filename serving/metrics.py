@@ -9,12 +9,12 @@ import logging
 import time
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import TypeAlias
 
 from serving import counter_directory
 from serving.counters import SUPERVISOR, Counters
+from serving.errors import LoadFailure
 from serving.execution import Execution
 from serving.families import ROWS, SECONDS, Exported, Family, Kept
 from serving.statistics import ModelTotals, model_totals
@@ -22,17 +22,6 @@ from serving.statistics import ModelTotals, model_totals
 Slots: TypeAlias = "memoryview[float]"
 
 log = logging.getLogger(__name__)
-
-
-class LoadFailure(StrEnum):
-    """What was wrong with a version that was not served."""
-
-    MANIFEST = "manifest"
-    CHECKSUM = "checksum"
-    SESSION = "session"
-    SIGNATURE = "signature"
-    HOLDOUT = "holdout"
-    OTHER = "other"
 
 
 class Metrics:

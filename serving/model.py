@@ -1,16 +1,15 @@
-"""Model: one version's manifest and its ONNX Runtime session, from arrays to arrays.
+"""Model: one version, verified, warmed up, proven on its holdout, and run: arrays to arrays.
 
-The only module that knows ONNX Runtime. It trusts no file that the manifest does not vouch for.
+Owns which of a version's variants is taken. Sessions are `session`'s, buffers `binding`'s.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
-import math
-import os
+import dataclasses
+import logging
+import statistics
 import time
-from collections.abc import Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,180 +18,232 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from model_repository import ONNX_PLATFORM, Manifest, TensorSpec, Variant
-from serving.errors import ModelLoadError, StartupError
+from serving import holdout
+from serving.binding import GraphBound, HostBound, bindable, pinned
+from serving.cpu import int8_instructions
+from serving.device import CPU, TENSORRT, Runtime
+from serving.errors import ModelLoadError
+from serving.session import DTYPES, Tensors, first_line, open_session
 
-Tensors = dict[str, NDArray[np.generic]]
+PROBE_ROWS = (1, 8)
+PROBE_SECONDS = 0.2  # for all sizes together
+PROBE_RUNS = 11  # per size and precision, at most
+HOLDOUT_ROWS = 64  # per run, at most
 
-# ONNX Runtime's type → V2's and NumPy's.
-_TYPES: dict[str, tuple[str, str]] = {
-    "tensor(bool)": ("BOOL", "bool"),
-    "tensor(int8)": ("INT8", "int8"),
-    "tensor(int16)": ("INT16", "int16"),
-    "tensor(int32)": ("INT32", "int32"),
-    "tensor(int64)": ("INT64", "int64"),
-    "tensor(uint8)": ("UINT8", "uint8"),
-    "tensor(uint16)": ("UINT16", "uint16"),
-    "tensor(uint32)": ("UINT32", "uint32"),
-    "tensor(uint64)": ("UINT64", "uint64"),
-    "tensor(float16)": ("FP16", "float16"),
-    "tensor(float)": ("FP32", "float32"),
-    "tensor(double)": ("FP64", "float64"),
-    "tensor(string)": ("BYTES", "object"),
-}
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "gpu": "CUDAExecutionProvider"}
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Runtime:
-    """Where and how models run; `device` is "cpu" or "gpu", `threads` those within one batch."""
-
-    device: str
-    precision: str
-    threads: int
-
-
 class Model:
-    """A loaded version, ready to run: verified, checked against its manifest and warmed up.
+    """A loaded version that may take traffic; `run` is thread-safe for the runtime's instances."""
 
-    Raises ModelLoadError where the file, the session or the first run is not as the manifest says.
-    """
-
-    def __init__(self, directory: Path, manifest: Manifest, runtime: Runtime) -> None:
-        started = time.monotonic()
-        self.manifest = manifest
-        self.variant = _choose(manifest, runtime.precision)
-        self.device = runtime.device
-        path = directory / self.variant.file
-        self._session = _session(path, _read_verified(path, self.variant), runtime)
-        _check_signature(path, "input", self._session.get_inputs(), manifest.inputs)
-        _check_signature(path, "output", self._session.get_outputs(), manifest.outputs)
-        self._output_names = [spec.name for spec in manifest.outputs]
-        self._warm_up(path)
-        self.load_seconds = time.monotonic() - started
+    manifest: Manifest
+    variant: Variant
+    device: str  # "cpu" or "gpu"
+    provider: str  # the ONNX Runtime execution provider that is active
+    notes: tuple[str, ...]  # what was chosen, and why
+    load_seconds: float
+    run: Callable[[Tensors], Tensors]  # outputs by name; raises whatever ONNX Runtime does
 
     @property
     def batchable(self) -> bool:
         """Requests may share a run: the first dimension is variable throughout."""
-        specs = self.manifest.inputs + self.manifest.outputs
-        return all(spec.shape[:1] == (-1,) for spec in specs)
-
-    def run(self, inputs: Tensors) -> Tensors:
-        """Outputs by name. Thread-safe; raises whatever ONNX Runtime does."""
-        outputs = self._session.run(self._output_names, inputs)
-        return dict(zip(self._output_names, outputs, strict=True))
-
-    def _warm_up(self, path: Path) -> None:
-        """The first run allocates; do it before traffic comes, with one row of zeros."""
-        try:
-            self.run({tensor.name: _zeros(tensor) for tensor in self._session.get_inputs()})
-        except Exception as error:
-            raise ModelLoadError(f"{path}: the first run failed: {_first_line(error)}") from None
+        return _batchable(self.manifest)
 
 
-def choose_device(wanted: str) -> str:
-    """The device to use, "cpu" or "gpu"; StartupError for a GPU without CUDA."""
-    cuda = _PROVIDERS["gpu"] in onnxruntime.get_available_providers()
-    if wanted == "gpu" and not cuda:
-        raise StartupError(
-            "--device gpu: this onnxruntime has no CUDA; install onnxruntime-gpu in its place"
-        )
-    if wanted == "cpu" or not cuda:
-        return "cpu"
-    onnxruntime.preload_dlls()
-    return "gpu"
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """One variant that has proven itself."""
+
+    variant: Variant
+    provider: str
+    run: Callable[[Tensors], Tensors]
+    notes: tuple[str, ...]
 
 
-def check_distributions(installed: Collection[str]) -> None:
-    """StartupError when both ONNX Runtimes are installed: they overwrite each other's files."""
-    if {"onnxruntime", "onnxruntime-gpu"} <= set(installed):
-        raise StartupError(
-            "onnxruntime and onnxruntime-gpu are both installed and break each other: "
-            "uninstall both, then install one"
-        )
+def load(directory: Path, manifest: Manifest, runtime: Runtime) -> Model:
+    """The version in that directory, ready to run; ModelLoadError says why it is not.
+
+    Its notes are logged here, once.
+    """
+    started = time.monotonic()
+    wanted, notes = _wanted(manifest, runtime)
+    if runtime.cuda_graphs and not bindable(manifest):
+        runtime = dataclasses.replace(runtime, cuda_graphs=False)
+        notes += ("without CUDA graphs: they need tensors that vary in rows only",)
+    chosen = _prove(directory, manifest, wanted, runtime)
+    if runtime.precision == "auto" and runtime.device == "cpu":
+        chosen, more = _or_int8(directory, manifest, chosen, runtime)
+        notes += more
+    notes += chosen.notes
+    for note in notes:
+        log.info("model %s version %d: %s", manifest.name, manifest.version, note)
+    seconds = time.monotonic() - started
+    return Model(
+        manifest, chosen.variant, runtime.device, chosen.provider, notes, seconds, chosen.run
+    )
 
 
-def installed_distributions() -> set[str]:
-    """Names of the installed distributions, as `check_distributions` wants them."""
-    names = (item.metadata["Name"] for item in importlib.metadata.distributions())
-    return {name.lower().replace("_", "-") for name in names if name}
-
-
-def available_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """CPUs this process may use: its affinity, and its cgroup's quota (v2, then v1) rounded up."""
-    cpus = len(os.sched_getaffinity(0))
-    try:
-        quota, period = (cgroup / "cpu.max").read_text().split()
-    except (OSError, ValueError):
-        try:
-            quota = (cgroup / "cpu" / "cpu.cfs_quota_us").read_text().strip()
-            period = (cgroup / "cpu" / "cpu.cfs_period_us").read_text().strip()
-        except OSError:
-            return cpus
-    if not quota.isdigit():  # "max" in v2, -1 in v1: no quota
-        return cpus
-    return max(1, min(cpus, math.ceil(int(quota) / int(period))))
-
-
-def _choose(manifest: Manifest, precision: str) -> Variant:
-    wanted = ("int8", "fp32") if precision == "int8" else ("fp32",)
-    found = (manifest.variant(ONNX_PLATFORM, each) for each in wanted)
-    variant = next((each for each in found if each), None)
+def _wanted(manifest: Manifest, runtime: Runtime) -> tuple[Variant, tuple[str, ...]]:
+    """The variant of the precision that was asked for, or fp32, saying why."""
+    precision = runtime.precision
+    if precision == "fp16" and runtime.device == "cpu":
+        note: tuple[str, ...] = ("fp32 instead of fp16, which is for a GPU",)
+    elif precision == "tf32" and runtime.device == "cpu":
+        note = ("fp32 instead of tf32, which is for a GPU",)
+    elif precision in ("int8", "fp16"):
+        if variant := manifest.variant(ONNX_PLATFORM, precision):
+            return variant, ()
+        note = (f"fp32, as it has no {precision} variant",)
+    else:
+        note = ()
+    variant = manifest.variant(ONNX_PLATFORM, "fp32")
     if variant is None:
         have = ", ".join(v.precision for v in manifest.variants if v.platform == ONNX_PLATFORM)
-        raise ModelLoadError(f"no {precision} ONNX variant; there is {have or 'none'}")
-    return variant
+        asked = precision if precision in ("int8", "fp16") else "fp32"
+        raise ModelLoadError(f"no {asked} ONNX variant; there is {have or 'none'}", "manifest")
+    if runtime.provider == TENSORRT and precision in ("auto", "fp32"):
+        note += ("TensorRT may use TensorFloat-32 for fp32; CUDA does not",)
+    return variant, note
 
 
-def _read_verified(path: Path, variant: Variant) -> bytes:
-    """The file's bytes, read once: what was hashed is what is loaded."""
+def _prove(directory: Path, manifest: Manifest, variant: Variant, runtime: Runtime) -> _Candidate:
+    """Open, warm up, and check on the holdout; ModelLoadError where any of it fails."""
+    session = open_session(directory, manifest, variant, runtime)
+    path = directory / variant.file
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ModelLoadError(f"{path}: {error.strerror}") from None
-    actual = hashlib.sha256(content).hexdigest()
-    if actual != variant.sha256:
-        raise ModelLoadError(f"{path}: sha256 is {actual}, the manifest says {variant.sha256}")
-    return content
+        run = _runner(session, manifest, runtime)
+    except (OSError, MemoryError, RuntimeError) as error:
+        message = f"{path}: no buffers for the GPU: {first_line(error)}"
+        raise ModelLoadError(message, "session") from None
+    notes = _warm_up(path, manifest, run, runtime)
+    notes += _check(directory, manifest, variant, run, runtime)
+    return _Candidate(variant, session.get_providers()[0], run, notes)
 
 
-def _session(path: Path, content: bytes, runtime: Runtime) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = runtime.threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    # A spinning thread burns the CPU that gRPC needs between two batches.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    provider = _PROVIDERS[runtime.device]
+def _runner(
+    session: onnxruntime.InferenceSession, manifest: Manifest, runtime: Runtime
+) -> Callable[[Tensors], Tensors]:
+    """The fastest way to run that the device and the model's shapes allow."""
+    if runtime.provider != CPU and bindable(manifest):
+        if runtime.cuda_graphs:
+            return GraphBound(session, manifest, runtime.buckets).run
+        rows = max(runtime.warm_up_rows)
+        return HostBound(session, manifest, rows, runtime.instances, pinned()).run
+    names = [spec.name for spec in manifest.outputs]
+
+    def run(inputs: Tensors) -> Tensors:
+        return dict(zip(names, session.run(names, inputs), strict=True))
+
+    return run
+
+
+def _warm_up(
+    path: Path, manifest: Manifest, run: Callable[[Tensors], Tensors], runtime: Runtime
+) -> tuple[str, ...]:
+    """Run every batch size twice: the first run allocates, and captures graphs.
+
+    Sizes that vary beside the rows have to be guessed: there, a failure proves nothing.
+    """
+    sizes = runtime.warm_up_rows if _batchable(manifest) else (1,)
+    guessed = any(-1 in spec.shape[_batchable(manifest) :] for spec in manifest.inputs)
+    for rows in sizes:
+        try:
+            for _ in range(2):
+                run(_zeros(manifest.inputs, rows))
+        except Exception as error:  # ONNX Runtime's errors have no common class
+            message = f"the first run failed at {rows} rows: {first_line(error)}"
+            if guessed:
+                return (f"not warmed up: {message}",)
+            raise ModelLoadError(f"{path}: {message}", "session") from None
+    return ()
+
+
+def _check(
+    directory: Path,
+    manifest: Manifest,
+    variant: Variant,
+    run: Callable[[Tensors], Tensors],
+    runtime: Runtime,
+) -> tuple[str, ...]:
+    """Hold the variant's answers on the holdout against what the manifest promises."""
+    labelled = holdout.read(directory, manifest)
+    if labelled is None or not _batchable(manifest):
+        return ()
+    least = holdout.floor(variant, len(labelled.labels), runtime.holdout_tolerance)
+    if least is None:
+        return ()
+    rows = max(runtime.buckets, default=min(HOLDOUT_ROWS, runtime.max_batch_size))
     try:
-        session = onnxruntime.InferenceSession(content, options, providers=[provider])
+        reached = holdout.accuracy(labelled, manifest, run, rows)
     except Exception as error:
-        message = f"{path}: ONNX Runtime refuses it: {_first_line(error)}"
-        raise ModelLoadError(message) from None
-    if session.get_providers()[0] != provider:
+        message = f"{directory / variant.file}: failed on its holdout: {first_line(error)}"
+        raise ModelLoadError(message, "holdout") from None
+    if reached is None:
+        return ("not checked on its holdout: no output tells a class",)
+    if reached < least - 1e-9:
         raise ModelLoadError(
-            f"{path}: {provider} failed to start; see ONNX Runtime's message above"
+            f"{directory / variant.file}: accuracy {reached:.4f} on its {len(labelled.labels)}"
+            f" holdout rows, at least {least:.4f} is required",
+            "holdout",
         )
-    return session
+    return (f"{variant.precision} got {reached:.4f} of {len(labelled.labels)} holdout rows right",)
 
 
-def _check_signature(
-    path: Path, kind: str, tensors: list[onnxruntime.NodeArg], specs: tuple[TensorSpec, ...]
-) -> None:
-    actual = {t.name: (_TYPES.get(t.type, (t.type,))[0], _shape(t)) for t in tensors}
-    expected = {spec.name: (spec.datatype, spec.shape) for spec in specs}
-    if actual != expected:
-        raise ModelLoadError(f"{path}: {kind}s are {actual}, the manifest says {expected}")
+def _or_int8(
+    directory: Path, manifest: Manifest, fp32: _Candidate, runtime: Runtime
+) -> tuple[_Candidate, tuple[str, ...]]:
+    """The int8 variant where this CPU was made for it, it answers well here, and it is faster."""
+    variant = manifest.variant(ONNX_PLATFORM, "int8")
+    if variant is None:
+        return fp32, ()
+    instructions = int8_instructions()
+    if not instructions:
+        return fp32, ("int8 not taken: this CPU has neither VNNI nor AMX",)
+    try:
+        int8 = _prove(directory, manifest, variant, runtime)
+    except ModelLoadError as error:
+        return fp32, (f"int8 not taken: {error}",)
+    sizes = [rows for rows in PROBE_ROWS if rows <= runtime.max_batch_size]
+    sizes = sizes if _batchable(manifest) else [1]
+    times = [_times(manifest, rows, (fp32.run, int8.run), len(sizes)) for rows in sizes]
+    compared = ", ".join(
+        f"{b * 1000:.2f} ms against fp32's {a * 1000:.2f} ms at {rows} rows"
+        for rows, (a, b) in zip(sizes, times, strict=True)
+    )
+    if all(b < a for a, b in times):
+        return int8, (f"int8 taken ({', '.join(instructions)}): {compared}",)
+    return fp32, (f"int8 not taken, it is not faster here: {compared}",)
 
 
-def _shape(tensor: onnxruntime.NodeArg) -> tuple[int, ...]:
-    return tuple(size if isinstance(size, int) else -1 for size in tensor.shape)
+def _times(
+    manifest: Manifest,
+    rows: int,
+    runs: tuple[Callable[[Tensors], Tensors], Callable[[Tensors], Tensors]],
+    sizes: int,
+) -> tuple[float, float]:
+    """Median seconds of one run of each, in turns, so that a busy machine slows both alike."""
+    inputs = _zeros(manifest.inputs, rows)
+    taken: tuple[list[float], list[float]] = ([], [])
+    end = time.perf_counter() + PROBE_SECONDS / sizes
+    while len(taken[0]) < PROBE_RUNS and (not taken[0] or time.perf_counter() < end):
+        for run, seconds in zip(runs, taken, strict=True):
+            start = time.perf_counter()
+            run(inputs)
+            seconds.append(time.perf_counter() - start)
+    return statistics.median(taken[0]), statistics.median(taken[1])
 
 
-def _zeros(tensor: onnxruntime.NodeArg) -> NDArray[np.generic]:
-    shape = [1 if size < 0 else size for size in _shape(tensor)]
-    dtype = _TYPES[tensor.type][1]
-    return np.full(shape, "", dtype) if dtype == "object" else np.zeros(shape, dtype)
+def _batchable(manifest: Manifest) -> bool:
+    return all(spec.shape[:1] == (-1,) for spec in manifest.inputs + manifest.outputs)
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+def _zeros(specs: tuple[TensorSpec, ...], rows: int) -> Tensors:
+    """Inputs with that many rows; 1 for whatever else is variable."""
+    arrays: dict[str, NDArray[np.generic]] = {}
+    for spec in specs:
+        shape = tuple(1 if size < 0 else size for size in spec.shape)
+        shape = (rows, *shape[1:]) if spec.shape[:1] == (-1,) else shape
+        dtype = DTYPES[spec.datatype]
+        arrays[spec.name] = np.full(shape, "" if dtype == "object" else 0, dtype)
+    return arrays

@@ -1,251 +1,294 @@
-"""Composition root: builds the parts, wires them, watches over health, signals and draining."""
+"""Composition root: builds the parts, wires them, watches over health and draining.
+
+`InferenceServer` is the gRPC side, one per process. `Server` adds what there is once however many
+processes there are: `/metrics` and the directory of counters. `workers` runs several.
+"""
 
 from __future__ import annotations
 
 import importlib.metadata
 import logging
-import signal
 import socket
-import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from concurrent import futures
-from types import FrameType
+from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry, start_http_server
 
-from serving.admission import Admission
+import model_repository
+from serving import model as models
+from serving.admin import Admin, ProcessAdmin
 from serving.config import ServerConfig
+from serving.control import ModelControl
 from serving.counter_directory import CounterDirectory
-from serving.errors import StartupError
+from serving.device import runtime_for
+from serving.errors import ModelLoadError, StartupError
 from serving.exposition import Collector
+from serving.inference import InferenceService
 from serving.metrics import Metrics
-from serving.model import (
-    Runtime,
-    available_cpus,
-    check_distributions,
-    choose_device,
-    installed_distributions,
-)
-from serving.options import parse
-from serving.pb import inference_pb2 as pb
-from serving.pb import inference_pb2_grpc as pb_grpc
-from serving.registry import Batching, ModelRegistry, ServedModel
-from serving.servicer import InferenceServicer
+from serving.registry import ModelRegistry, ServedModel
+from serving.servicer import SERVICE, InferenceServicer, handlers
+from serving.trace import Tracer
+from serving.transport import infer_handler, stream_handler
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 READINESS = ("", "readiness")
 LIVENESS = "liveness"
-# Threads beyond those of admitted requests: they refuse, and answer health and metadata.
-SPARE_THREADS = 16
+# Threads for everything but inference: it has its own, so that health answers under any load.
+THREADS = 16
+# Calls that one connection may have open; more wait at the caller, not in this server's memory.
+MAX_CALLS_PER_CONNECTION = 4096
 # Seconds for the last answers to leave, and then for streams, such as health watches, to end.
 LAST_ANSWERS = 0.5
 
 log = logging.getLogger("serving")
 
 
-class Server:
-    """One server. `start` makes it answer and loads the models behind that; `stop` drains it.
+class InferenceServer:
+    """The gRPC server of one process. `start` makes it answer and loads the models behind that.
 
-    Raises StartupError for what an operator must put right first.
+    `counters` is the directory that the process counts in; `admin_of` makes of what changes this
+    process what changes the whole server; `group_ready` tells whether all other processes are
+    ready. Raises StartupError for what an operator must put right first.
     """
 
-    def __init__(self, config: ServerConfig) -> None:
-        check_distributions(installed_distributions())
+    def __init__(
+        self,
+        config: ServerConfig,
+        counters: Path,
+        *,
+        worker: int = 0,
+        admin_of: Callable[[ProcessAdmin], Admin] = lambda admin: admin,
+        group_ready: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._config = config
-        self._runtime = _runtime(config)
-        self.metrics_registry = CollectorRegistry()
-        self._counters = CounterDirectory()
-        self.metrics_registry.register(Collector(self._counters.path))
-        metrics = Metrics(self._counters.path, _version())
-        self.registry = ModelRegistry(
-            config.model_repository, self._runtime, _batching(config), metrics
-        )
-        self._ready = False
+        self._runtime = runtime_for(config)
+        self._group_ready = group_ready
+        self._loaded = threading.Event()
         self._stopping = False
-        self._admission = Admission(_room(config))
         self._health = health.HealthServicer()
-        self._grpc = _grpc_server(config)
-        servicer = InferenceServicer(
-            self.registry, metrics, self._admission, _version(), lambda: self._ready
+        self._metrics = Metrics(counters, version(), worker)
+        self.registry = ModelRegistry(self._model_changed)
+        self.control = ModelControl(config, self.registry, self._load, self._metrics)
+        tracer = Tracer()
+        self.admin = ProcessAdmin(self.control, tracer)
+        self._service = InferenceService(
+            self.registry, self._metrics, tracer, config.priority_levels
         )
-        pb_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, self._grpc)
-        _add_health_and_reflection(self._grpc, self._health)
-        self._loader = threading.Thread(target=self._load, name="load", daemon=True)
+        servicer = InferenceServicer(
+            self.registry,
+            self._metrics,
+            tracer,
+            admin_of(self.admin),
+            config,
+            version(),
+            lambda: self.ready,
+        )
+        self._grpc = _grpc_server(config)
+        self._add_services(servicer)
+        self._loader = threading.Thread(target=self._run, name="control", daemon=True)
+        self.port = 0
+
+    @property
+    def ready(self) -> bool:
+        """Loading is over in all processes, at least one model is served here, or models come on
+        request only, and the server does not drain."""
+        anything = bool(self.registry.served) or self._config.model_control_mode == "explicit"
+        return self._loaded.is_set() and anything and not self._stopping and self._group_ready()
+
+    def listen(self) -> None:
+        """Answer from now on; the port is known when this returns."""
+        for name in (*READINESS, *{state.name for state in self.registry.index}):
+            self._health.set(name, NOT_SERVING)
+        self._health.set(LIVENESS, SERVING)
+        config = self._config
+        if config.workers == 1:
+            check_free("--grpc-port", config.host, config.grpc_port)
+        self.port = self._grpc.add_insecure_port(address(config.host, config.grpc_port))
+        self._grpc.start()
+        self.report_readiness()
+
+    def load(self) -> None:
+        """Load the models, and look for changes, on a thread of its own."""
+        self._loader.start()
+
+    def wait_until_loaded(self) -> None:
+        """Return when every model was loaded or refused."""
+        self._loaded.wait()
+
+    def report_readiness(self) -> None:
+        """Tell health watchers what `ready` says now."""
+        if not self._stopping:
+            for name in READINESS:
+                self._health.set(name, SERVING if self.ready else NOT_SERVING)
+
+    def stop(self) -> None:
+        """Report not serving, refuse what is new, and let what is in flight finish in time."""
+        self._stopping = True
+        self.control.stop()
+        self._health.enter_graceful_shutdown()
+        self._grpc.stop(self._config.drain_timeout)
+        # Open streams would hold gRPC's own wait to its end; only inference is worth waiting for.
+        self._service.wait_until_idle(self._config.drain_timeout)
+        self._grpc.stop(min(LAST_ANSWERS, self._config.drain_timeout)).wait()
+
+    def _run(self) -> None:
+        log.info(self._runtime.why)
+        started = time.monotonic()
+        self.control.start()
+        self._loaded.set()
+        self.report_readiness()
+        if not self.registry.served:
+            log.warning("no model is served yet")
+        elif not self._stopping:
+            self._announce(time.monotonic() - started)
+        self.control.run()
+
+    def _announce(self, seconds: float) -> None:
+        log.info(
+            "ready in %.1f s: gRPC on %s, %s with %d threads\n%s",
+            seconds,
+            address(self._config.host, self.port or self._config.grpc_port),
+            self._runtime.device,
+            self._runtime.threads,
+            _table(self.registry.served),
+        )
+
+    def _load(self, directory: Path) -> ServedModel:
+        manifest = model_repository.read_manifest(directory)
+        name, number = directory.parent.name, directory.name
+        if (manifest.name, str(manifest.version)) != (name, number):
+            message = f"{directory}: the manifest is that of {manifest.name} {manifest.version}"
+            raise ModelLoadError(message, "manifest")
+        model = models.load(directory, manifest, self._runtime)
+        return ServedModel(model, self._config, self._metrics.model(name, manifest.version))
+
+    def _model_changed(self, name: str, served: bool) -> None:
+        if not self._stopping:
+            self._health.set(name, SERVING if served else NOT_SERVING)
+        if self._loaded.is_set():
+            self.report_readiness()
+
+    def _add_services(self, servicer: InferenceServicer) -> None:
+        inference = {
+            "ModelInfer": infer_handler(self._service),
+            "ModelStreamInfer": stream_handler(self._service),
+        }
+        # grpc-stubs do not know the method.
+        self._grpc.add_registered_method_handlers(  # type: ignore[attr-defined]
+            SERVICE.full_name, handlers(servicer, inference)
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        names = [SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME]
+        reflection.enable_server_reflection(names, self._grpc)
+
+
+class MetricsServer:
+    """`/metrics` for Prometheus: the sum over the processes that count in a directory."""
+
+    def __init__(self, config: ServerConfig, counters: Path) -> None:
+        self.registry = CollectorRegistry()
+        self.registry.register(Collector(counters))
+        host, port = config.host, config.metrics_port
+        try:
+            self._server, _ = start_http_server(port, host, self.registry)
+        except OSError as error:
+            raise cannot_listen("--metrics-port", host, port, error) from None
+        self.port = self._server.server_port
+        log.info("metrics on http://%s/metrics", address(host, self.port))
+
+    def stop(self) -> None:
+        """Stop answering."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class Server:
+    """A whole server in this process: inference, metrics, and the directory of counters."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._counters = CounterDirectory()
+        try:
+            self.inference = InferenceServer(config, self._counters.path)
+        except BaseException:
+            self._counters.close()
+            raise
+        self._config = config
         self.grpc_port = 0
         self.metrics_port = 0
 
     def start(self) -> None:
         """Listen, then load. The ports are known when this returns; `wait_until_loaded` waits."""
-        for name in (*READINESS, *self.registry.names):
-            self._health.set(name, NOT_SERVING)
-        self._health.set(LIVENESS, SERVING)
-        config = self._config
-        self._check_free("--grpc-port", config.grpc_port)
-        try:
-            self._metrics_server, _ = start_http_server(
-                config.metrics_port, config.host, self.metrics_registry
-            )
-        except OSError as error:
-            raise _cannot_listen(
-                "--metrics-port", config.host, config.metrics_port, error
-            ) from None
-        self.metrics_port = self._metrics_server.server_port
-        self.grpc_port = self._grpc.add_insecure_port(_address(config.host, config.grpc_port))
-        self._grpc.start()
-        self._loader.start()
+        check_free("--grpc-port", self._config.host, self._config.grpc_port)
+        self._metrics = MetricsServer(self._config, self._counters.path)
+        self.inference.listen()
+        self.grpc_port, self.metrics_port = self.inference.port, self._metrics.port
+        self.inference.load()
 
     def wait_until_loaded(self) -> None:
         """Return when every model was loaded or refused."""
-        self._loader.join()
+        self.inference.wait_until_loaded()
 
     def stop(self) -> None:
-        """Report not serving, refuse what is new, and let what is in flight finish in time."""
-        self._stopping, self._ready = True, False
-        self._health.enter_graceful_shutdown()
-        self._grpc.stop(self._config.drain_timeout)
-        # Open streams would hold gRPC's own wait to its end; only inference is worth waiting for.
-        self._admission.wait_until_idle(self._config.drain_timeout)
-        self._grpc.stop(min(LAST_ANSWERS, self._config.drain_timeout)).wait()
-        self._metrics_server.shutdown()
-        self._metrics_server.server_close()
+        """Drain, then end; metrics are to be had until the last answer has left."""
+        self.inference.stop()
+        self._metrics.stop()
         self._counters.close()
 
-    def _load(self) -> None:
-        started = time.monotonic()
-        self.registry.load(lambda name: self._health.set(name, SERVING))
-        served = self.registry.served
-        if not served:
-            log.error("not ready: none of the models could be loaded")
-            return
-        if self._stopping:
-            return
-        self._ready = True
-        for name in READINESS:
-            self._health.set(name, SERVING)
-        log.info(
-            "ready in %.1f s: gRPC on %s, metrics on http://%s/metrics, %s with %d threads\n%s",
-            time.monotonic() - started,
-            _address(self._config.host, self.grpc_port),
-            _address(self._config.host, self.metrics_port),
-            self._runtime.device,
-            self._runtime.threads,
-            _table(served),
-        )
 
-    def _check_free(self, flag: str, port: int) -> None:
-        """Ask before gRPC does: its core reports a port that is taken on stderr, at length."""
-        host = self._config.host
-        try:
-            family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-            with socket.socket(family, kind) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(address)
-        except OSError as error:
-            raise _cannot_listen(flag, host, port, error) from None
-
-
-def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
-    """Serve until SIGTERM or SIGINT; the exit status."""
-    config = parse(argv, environ)
-    logging.basicConfig(
-        level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+def check_free(flag: str, host: str, port: int) -> None:
+    """Ask before gRPC does: its core reports a port that is taken on stderr, at length."""
     try:
-        server = Server(config)
-        server.start()
-    except StartupError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    _wait_for_signal()
-    log.info("draining, for at most %g s", config.drain_timeout)
-    server.stop()
-    log.info("drained")
-    return 0
+        family, kind, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(where)
+    except OSError as error:
+        raise cannot_listen(flag, host, port, error) from None
 
 
-def _wait_for_signal() -> None:
-    """Return at the first SIGTERM or SIGINT; only SIGINT, pressed again, then kills.
-
-    A second SIGTERM is nobody's impatience: `timeout` and some init processes send two.
-    """
-    stopping = threading.Event()
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        stopping.set()
-
-    for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, stop)
-    stopping.wait()
+def address(host: str, port: int) -> str:
+    """host:port, with an IPv6 host in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _runtime(config: ServerConfig) -> Runtime:
-    device = choose_device(config.device)
-    return Runtime(device, config.precision, config.intra_op_threads or available_cpus())
+def cannot_listen(flag: str, host: str, port: int, error: OSError) -> StartupError:
+    """One line for the operator."""
+    return StartupError(f"{flag}: cannot listen on {address(host, port)}: {error.strerror}")
 
 
-def _batching(config: ServerConfig) -> Batching:
-    return Batching(
-        max_batch_size=config.max_batch_size,
-        max_queue_delay=config.max_queue_delay,
-        max_queue_size=config.max_queue_size,
-        instance_count=config.instance_count,
-    )
-
-
-def _room(config: ServerConfig) -> int:
-    """Requests inside at most: one model's full queue, and its full batches of single rows."""
-    return config.max_queue_size + config.max_batch_size * config.instance_count
+def version() -> str:
+    """This package's, as it was installed."""
+    try:
+        return importlib.metadata.version("digits")
+    except importlib.metadata.PackageNotFoundError:
+        return "source"
 
 
 def _grpc_server(config: ServerConfig) -> grpc.Server:
-    # A thread per request inside: with fewer, requests would wait unseen in front of the queue.
-    threads = _room(config) + SPARE_THREADS
     return grpc.server(
-        futures.ThreadPoolExecutor(threads, thread_name_prefix="rpc"),
+        futures.ThreadPoolExecutor(THREADS, thread_name_prefix="rpc"),
         options=[
-            ("grpc.so_reuseport", 0),  # two servers must not share a port by accident
+            # Two servers must not share a port by accident; workers of one do by design.
+            ("grpc.so_reuseport", int(config.workers > 1)),
+            ("grpc.max_concurrent_streams", MAX_CALLS_PER_CONNECTION),
             ("grpc.max_receive_message_length", config.max_message_bytes),
             ("grpc.max_send_message_length", config.max_message_bytes),
         ],
     )
 
 
-def _add_health_and_reflection(server: grpc.Server, servicer: health.HealthServicer) -> None:
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    service = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
-    reflection.enable_server_reflection(
-        [service, health.SERVICE_NAME, reflection.SERVICE_NAME], server
-    )
-
-
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _cannot_listen(flag: str, host: str, port: int, error: OSError) -> StartupError:
-    return StartupError(f"{flag}: cannot listen on {_address(host, port)}: {error.strerror}")
-
-
 def _table(served: list[ServedModel]) -> str:
     rows = [("model", "version", "precision", "device", "accuracy")]
     for each in served:
-        manifest, variant = each.manifest, each.model.variant
+        variant = each.model.variant
         accuracy = "-" if variant.accuracy is None else f"{variant.accuracy:.4f}"
-        device = each.model.device
-        rows.append((manifest.name, str(manifest.version), variant.precision, device, accuracy))
+        name, device = each.manifest.name, each.model.device
+        rows.append((name, each.version, variant.precision, device, accuracy))
     return "\n".join(f"  {a:<24} {b:>7}  {c:<9}  {d:<6}  {e:>8}" for a, b, c, d, e in rows)
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("digits")
-    except importlib.metadata.PackageNotFoundError:
-        return "source"

@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -22,8 +22,9 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from model_repository import ONNX_PLATFORM, Draft, TensorSpec, Variant, publish, staging
+from model_repository import HOLDOUT, ONNX_PLATFORM, Draft, TensorSpec, Variant, publish, staging
 from serving.config import ServerConfig
+from serving.device import why_no_cuda
 from serving.pb import inference_pb2_grpc as pb_grpc
 from serving.server import Server
 from training.data import load_dataset
@@ -54,14 +55,40 @@ ECHO_TYPES = {
 }
 
 
+NO_CUDA = pytest.StashKey[str | None]()
+GPU_TESTS_LEFT_OUT = pytest.StashKey[int]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Find out once whether CUDA runs models here."""
+    config.stash[NO_CUDA] = why_no_cuda()
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect, and so count, what needs MNIST when MNIST_DIR does not say where it is."""
-    if os.environ.get("MNIST_DIR"):
-        return
-    needing = [item for item in items if item.get_closest_marker("mnist")]
-    if needing:
-        config.hook.pytest_deselected(items=needing)
-        items[:] = [item for item in items if item not in needing]
+    """Deselect, and so count, what needs MNIST when MNIST_DIR does not say where it is.
+
+    What needs a GPU is left out where there is none, and said in the summary: most machines have
+    none, and CI takes anything deselected for a fault.
+    """
+    if not os.environ.get("MNIST_DIR"):
+        needing = [item for item in items if item.get_closest_marker("mnist")]
+        if needing:
+            config.hook.pytest_deselected(items=needing)
+            items[:] = [item for item in items if item not in needing]
+    if config.stash[NO_CUDA]:
+        gpu = [item for item in items if item.get_closest_marker("gpu")]
+        config.stash[GPU_TESTS_LEFT_OUT] = len(gpu)
+        items[:] = [item for item in items if item not in gpu]
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Say how many tests need a GPU and did not run."""
+    if left_out := config.stash.get(GPU_TESTS_LEFT_OUT, 0):
+        terminalreporter.write_line(
+            f"gpu: {left_out} tests did not run, as {config.stash[NO_CUDA]}"
+        )
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -187,6 +214,22 @@ def publish_model(
         write(directory / "model.onnx")
         variant = Variant("model.onnx", ONNX_PLATFORM, "fp32", "", accuracy=None)
         return publish(directory, Draft(name, inputs, outputs, (variant,), {"labels": labels}))
+
+
+def publish_proven(
+    repository: Path,
+    digits: Digits,
+    *variants: Variant,
+    holdout: Mapping[str, NDArray[np.generic]] | None = None,
+) -> Path:
+    """Publish the linear classifier as each of the variants' files, with a holdout.npz."""
+    with staging(repository) as directory:
+        for variant in variants:
+            save_classifier(directory / variant.file, digits)
+        if holdout is not None:
+            np.savez(directory / HOLDOUT, **holdout)  # type: ignore[arg-type]
+        draft = Draft("proven", (IMAGES,), CLASSIFIER_OUTPUTS, variants, {"labels": ("3", "7")})
+        return publish(directory, draft)
 
 
 def publish_classifier(repository: Path, digits: Digits, name: str = "classifier") -> Path:

@@ -25,7 +25,8 @@ from serving.counters import Counters, Merge
 from serving.execution import Execution
 from serving.exposition import Collector
 from serving.families import FAMILIES, MODEL, ROWS, SECONDS, Exported, histogram
-from serving.metrics import LoadFailure, Metrics, SupervisorMetrics
+from serving.errors import LoadFailure
+from serving.metrics import Metrics, SupervisorMetrics
 from serving.processes import Process, current_process, usage
 from serving.statistics import BatchTotals, Duration, ModelTotals
 

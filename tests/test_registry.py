@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from conftest import Digits, publish_classifier, publish_echo
 
+from serving.device import Runtime
 from serving.errors import ModelNotFound, ModelNotReady, StartupError
 from serving.metrics import Metrics
-from serving.model import Runtime
 from serving.registry import Batching, ModelRegistry
 
 RegistryOf = Callable[[Path], ModelRegistry]

@@ -17,7 +17,7 @@ import onnxruntime
 import pytest
 import torch
 
-from model_repository import HOLDOUT, faults, read_manifest, versions
+from model_repository import HOLDOUT, ONNX_PLATFORM, faults, read_manifest, versions
 from serving.client import Client
 from training import export
 from training.__main__ import main
@@ -149,6 +149,29 @@ def test_each_onnx_file_says_what_a_replay_of_the_holdout_reaches(
         assert variant.holdout_accuracy == expected
 
 
+def test_resnet18_comes_in_fp16_too_with_half_the_bytes_and_the_same_tensors(
+    published: dict[str, Published], digits_3_7: Dataset
+) -> None:
+    manifest, directory = published["resnet18"].manifest, published["resnet18"].directory
+    half = manifest.variant(ONNX_PLATFORM, "fp16")
+    assert half is not None
+    assert (half.file, half.sha256) == ("model.fp16.onnx", manifest.files["model.fp16.onnx"])
+    graph = onnx.load(directory / half.file).graph
+    floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16}
+    weights = {w.data_type for w in graph.initializer if w.data_type in floats and len(w.dims) > 1}
+    assert weights == {onnx.TensorProto.FLOAT16}
+    ratio = (directory / half.file).stat().st_size / (directory / "model.onnx").stat().st_size
+    assert 0.49 < ratio < 0.52
+    images = digits_3_7.valid.images
+    halved, full = (
+        export.answer(export.onnx_runner(directory / name), images, 64)
+        for name in ("model.fp16.onnx", "model.onnx")
+    )
+    assert (halved[0].dtype, halved[1].dtype) == (full[0].dtype, full[1].dtype)
+    np.testing.assert_allclose(halved[0], full[0], atol=0.01)
+    assert half.accuracy == pytest.approx(export.accuracy(halved, digits_3_7.valid))
+
+
 def test_an_int8_file_that_loses_too_much_is_dropped_and_said(
     digits_3_7: Dataset, tmp_path: Path
 ) -> None:
@@ -157,7 +180,7 @@ def test_an_int8_file_that_loses_too_much_is_dropped_and_said(
         digits_3_7, calibration=dataclasses.replace(digits_3_7.calibration, images=blank)
     )
     published = publish_trained(trained(spoilt, "resnet18"), spoilt, "resnet18", tmp_path)
-    assert [v.precision for v in published.manifest.variants] == ["fp32", "fp32"]
+    assert [v.precision for v in published.manifest.variants] == ["fp32", "fp32", "fp16"]
     assert not (published.directory / "model.int8.onnx").exists()
     assert "int8 dropped: accuracy" in published.notes[0]
 

@@ -1,6 +1,7 @@
-"""An int8 twin of an ONNX model, by static quantisation with calibration images.
+"""Twins of an ONNX model at less precision: int8 by static quantisation, and fp16 for GPUs.
 
 Source: ONNX Runtime's quantisation guide; QDQ format, one scale per output channel of a weight.
+Whether a twin is good enough to publish is `run`'s business.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 from onnxruntime.quantization import (
     CalibrationDataReader,
@@ -22,6 +24,7 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
+from onnxruntime.transformers.float16 import convert_float_to_float16
 
 BATCH = 64
 
@@ -68,3 +71,13 @@ def quantise(source: Path, target: Path, calibration: NDArray[np.uint8]) -> None
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
         )
+
+
+def halve(source: Path, target: Path) -> None:
+    """Write `target`, the fp16 form of `source`: weights and arithmetic, not inputs and outputs.
+
+    Raises onnx.checker.ValidationError where the converter's graph is not valid ONNX.
+    """
+    model = convert_float_to_float16(onnx.load(source), keep_io_types=True)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save_model(model, target)

@@ -38,10 +38,10 @@ from training.holdout import measure
 from training.learner import LOSSES, Epoch, Examples, Learner, Observer, Recorder, evaluate
 from training.models import Classifier, PixelSimilarity, build
 from training.onnx_file import load
-from training.quantise import quantise
+from training.quantise import halve, quantise
 from training.recipes import Recipe
 
-INT8_MODELS = ("resnet18",)
+REDUCED_MODELS = ("resnet18",)  # large enough to gain from int8 and fp16
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,31 +223,40 @@ def _export(
 def _variants(
     trained: Trained, dataset: Dataset, directory: Path, accuracy: float
 ) -> tuple[tuple[Variant, ...], list[str]]:
-    """The files to publish; int8 beside fp32 where the model has one and it is good enough."""
-    held = _on_holdout(directory, "model.onnx", dataset)
-    variants = (
+    """The files to publish; int8 and fp16 beside fp32 where the model has them and they are good
+    enough."""
+    held = _on_holdout(directory / "model.onnx", dataset)
+    variants = [
         Variant("model.onnx", ONNX_PLATFORM, "fp32", "", accuracy, held),
         Variant("model.pt", TORCHSCRIPT_PLATFORM, "fp32", "", accuracy),
-    )
-    if trained.model not in INT8_MODELS:
-        return variants, []
-    path = directory / "model.int8.onnx"
-    quantise(directory / "model.onnx", path, dataset.calibration.images)
-    reached = export.accuracy(
-        export.answer(export.onnx_runner(path), dataset.valid.images, 64), dataset.valid
-    )
-    # At most 0.1 percentage points, or one image where the validation set is small.
-    allowed = max(0.001, 1 / len(dataset.valid.labels))
-    if accuracy - reached > allowed + 1e-9:
-        path.unlink()
-        return variants, [f"int8 dropped: accuracy {reached:.4f} against {accuracy:.4f}"]
-    held = _on_holdout(directory, path.name, dataset)
-    return (*variants, Variant(path.name, ONNX_PLATFORM, "int8", "", reached, held)), []
+    ]
+    notes: list[str] = []
+    if trained.model in REDUCED_MODELS:
+        source = directory / "model.onnx"
+        quantise(source, directory / "model.int8.onnx", dataset.calibration.images)
+        halve(source, directory / "model.fp16.onnx")
+        for precision in ("int8", "fp16"):
+            path = directory / f"model.{precision}.onnx"
+            reached = _reached(path, dataset)
+            # At most 0.1 percentage points, or one image where the validation set is small.
+            if accuracy - reached > max(0.001, 1 / len(dataset.valid.labels)) + 1e-9:
+                path.unlink()
+                notes.append(f"{precision} dropped: accuracy {reached:.4f} against {accuracy:.4f}")
+            else:
+                held = _on_holdout(path, dataset)
+                variants.append(Variant(path.name, ONNX_PLATFORM, precision, "", reached, held))
+    return tuple(variants), notes
 
 
-def _on_holdout(directory: Path, file: str, dataset: Dataset) -> float | None:
+def _reached(path: Path, dataset: Dataset) -> float:
+    """The accuracy of an ONNX file on the validation images, by ONNX Runtime on the CPU."""
+    answers = export.answer(export.onnx_runner(path), dataset.valid.images, 64)
+    return export.accuracy(answers, dataset.valid)
+
+
+def _on_holdout(path: Path, dataset: Dataset) -> float | None:
     """What a server that replays the holdout on a CPU must reach too."""
-    return measure(directory / HOLDOUT, load(directory / file), len(dataset.labels))
+    return measure(path.parent / HOLDOUT, load(path), len(dataset.labels))
 
 
 def _facts(

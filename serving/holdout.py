@@ -1,0 +1,123 @@
+"""The accuracy probe: a version answers its own labelled images before it takes traffic.
+
+Owns how `holdout.npz` is read and judged: arrays named as the inputs, and `labels` (N,).
+"""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_repository import HOLDOUT, Manifest, Variant
+from serving.errors import ModelLoadError
+from serving.session import DTYPES, Tensors, first_line, verified
+
+LABELS = "labels"
+# Standard errors that a sample's share may lie below the share over the whole validation set.
+SAMPLING_ERRORS = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Holdout:
+    """Labelled rows: `inputs` by name, each (N, ...), and the index of each row's class (N,)."""
+
+    inputs: Tensors
+    labels: NDArray[np.integer]
+
+
+def read(directory: Path, manifest: Manifest) -> Holdout | None:
+    """The version's holdout; None where it has none, or one without labels.
+
+    Raises ModelLoadError for a file other than the manifest's, or that does not suit the inputs.
+    """
+    if HOLDOUT not in manifest.files:
+        return None
+    path = directory / HOLDOUT
+    with verified(directory, HOLDOUT, manifest.files[HOLDOUT]) as copy:
+        try:
+            with np.load(copy, allow_pickle=False) as arrays:
+                found = {name: arrays[name] for name in arrays.files}
+        except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+            raise ModelLoadError(f"{path}: unreadable: {first_line(error)}", "holdout") from None
+    if LABELS not in found:
+        return None
+    labels = found.pop(LABELS)
+    inputs = {spec.name: found[spec.name] for spec in manifest.inputs if spec.name in found}
+    if fault := _fault(manifest, inputs, labels):
+        raise ModelLoadError(f"{path}: {fault}", "holdout")
+    return Holdout(inputs, labels)
+
+
+def floor(variant: Variant, images: int, tolerance: float) -> float | None:
+    """The least accuracy on the holdout with which a variant is served; None asks for none.
+
+    Where the manifest knows the accuracy on the whole validation set only, the holdout is a sample
+    of that, and may be unlucky.
+    """
+    if variant.holdout_accuracy is not None:
+        return variant.holdout_accuracy - tolerance
+    if variant.accuracy is None:
+        return None
+    share = variant.accuracy
+    return share - tolerance - SAMPLING_ERRORS * math.sqrt(share * (1 - share) / max(1, images))
+
+
+def accuracy(
+    holdout: Holdout, manifest: Manifest, run: Callable[[Tensors], Tensors], rows: int
+) -> float | None:
+    """The share of right labels, `rows` at a time; None where no output tells a class.
+
+    The last run is filled up by repeating its last row, as runs on a GPU may come in one size only.
+    """
+    right = 0
+    for start in range(0, len(holdout.labels), rows):
+        part = {name: _filled(array[start : start + rows], rows) for name, array in _all(holdout)}
+        predicted = _predicted(run(part), manifest)
+        if predicted is None:
+            return None
+        truth = holdout.labels[start : start + rows]
+        right += int((predicted[: len(truth)] == truth).sum())
+    return right / len(holdout.labels)
+
+
+def _all(holdout: Holdout) -> list[tuple[str, NDArray[np.generic]]]:
+    return list(holdout.inputs.items())
+
+
+def _filled(array: NDArray[np.generic], rows: int) -> NDArray[np.generic]:
+    missing = rows - len(array)
+    return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) if missing else array
+
+
+def _predicted(outputs: Tensors, manifest: Manifest) -> NDArray[np.generic] | None:
+    """`labels` where the model gives them; else the largest of its first output of scores."""
+    for spec in manifest.outputs:
+        if spec.name == LABELS and spec.datatype in ("INT32", "INT64") and len(spec.shape) == 1:
+            return outputs[spec.name]
+    for spec in manifest.outputs:
+        if spec.datatype.startswith("FP") and len(spec.shape) == 2:
+            scores: NDArray[np.generic] = outputs[spec.name].argmax(axis=1)
+            return scores
+    return None
+
+
+def _fault(manifest: Manifest, inputs: Tensors, labels: NDArray[np.generic]) -> str | None:
+    if labels.ndim != 1 or labels.dtype.kind not in "iu" or not len(labels):
+        return f"labels are {labels.dtype} {labels.shape}, not integers (N,) of at least one row"
+    for spec in manifest.inputs:
+        array = inputs.get(spec.name)
+        if array is None:
+            return f"has no array {spec.name!r}"
+        wanted = (len(labels), *spec.shape[1:])
+        fits = len(array.shape) == len(wanted) and all(
+            size in (actual, -1) for size, actual in zip(wanted, array.shape, strict=True)
+        )
+        if not fits or (spec.datatype != "BYTES" and array.dtype != DTYPES[spec.datatype]):
+            return f"{spec.name!r} is {array.dtype} {array.shape}, not {spec.datatype} {wanted}"
+    return None

@@ -1,0 +1,57 @@
+"""The command line: one process or several, until a signal says to stop."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from types import FrameType
+
+from serving import logs
+from serving.config import ServerConfig
+from serving.errors import StartupError
+from serving.options import parse
+from serving.server import Server
+from serving.workers import Supervisor
+
+log = logging.getLogger("serving")
+
+
+def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Serve until SIGTERM or SIGINT; the exit status."""
+    config = parse(argv, environ)
+    logs.configure(config.log_level)
+    try:
+        server = _server(config)
+        server.start()
+    except StartupError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    _wait_for_signal()
+    log.info("draining, for at most %g s", config.drain_timeout)
+    server.stop()
+    log.info("drained")
+    return 0
+
+
+def _server(config: ServerConfig) -> Server | Supervisor:
+    return Server(config) if config.workers == 1 else Supervisor(config)
+
+
+def _wait_for_signal() -> None:
+    """Return at the first SIGTERM or SIGINT; only SIGINT, pressed again, then kills.
+
+    A second SIGTERM is nobody's impatience: `timeout` and some init processes send two.
+    """
+    stopping = threading.Event()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        stopping.set()
+
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, stop)
+    stopping.wait()

@@ -1,0 +1,252 @@
+"""Supervisor: several processes that serve on one port, each with all the models.
+
+It spawns workers before any gRPC object exists, replaces those that die, carries what an
+administrator changes through one worker to all of them, and serves the metrics of all.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import multiprocessing
+import socket
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+
+from serving.config import ServerConfig
+from serving.counter_directory import CounterDirectory
+from serving.errors import StartupError
+from serving.metrics import SupervisorMetrics
+from serving.server import MetricsServer, address, cannot_listen, check_free
+from serving.worker import Change, Do, Done, Failed, GroupReady, Order, Ready, Stop, Told, run
+
+# How long a worker that died at once is left before the next try, at most, in seconds.
+LONGEST_PAUSE = 5.0
+# A worker that lived that long did not die of its start; seconds.
+HEALTHY = 10.0
+# Beyond the drain timeout, before a worker that does not end is killed; seconds.
+LAST_CHANCE = 5.0
+
+log = logging.getLogger("serving.workers")
+
+
+@dataclass(slots=True)
+class _Slot:
+    """One of the workers' places, and who holds it."""
+
+    number: int
+    process: BaseProcess
+    connection: Connection
+    started: float  # time.monotonic
+    failures: int = 0  # deaths soon after the start, one after the other
+    ready: bool = False
+
+
+@dataclass(slots=True)
+class _Broadcast:
+    """An order that all workers are carrying out for one that asked."""
+
+    asked_by: int
+    number: int  # the asker's
+    change: Change
+    waiting: set[int]
+    error: Exception | None = None
+
+
+class Supervisor:
+    """A server of `config.workers` processes. `start` returns when all listen; `stop` drains."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._config = config
+        self._context = multiprocessing.get_context("spawn")
+        self._counters = CounterDirectory()
+        self._metrics = SupervisorMetrics(self._counters.path)
+        self._slots: dict[int, _Slot] = {}
+        self._due: dict[int, tuple[float, int]] = {}  # slot → when to replace, failures so far
+        self._journal: dict[tuple[str, ...], Change] = {}
+        self._broadcasts: dict[int, _Broadcast] = {}
+        self._numbers = itertools.count()
+        self._all_ready = False
+        self._stopping = False
+        self._wake, self._woken = self._context.Pipe()
+        self._watcher = threading.Thread(target=self._watch, name="supervisor", daemon=True)
+        self.grpc_port = 0
+        self.metrics_port = 0
+
+    def start(self) -> None:
+        """Listen in every worker, and let them load; StartupError where one cannot."""
+        try:
+            self._reserved = _reserve(self._config.host, self._config.grpc_port)
+            self.grpc_port = self._reserved.getsockname()[1]
+            self._config = replace(self._config, grpc_port=self.grpc_port)
+            self._server = MetricsServer(self._config, self._counters.path)
+            self.metrics_port = self._server.port
+            for number in range(self._config.workers):
+                self._spawn(number)
+            for slot in self._slots.values():
+                self._wait_until_told(slot)
+        except BaseException:
+            self._end_all(0.0)
+            self._counters.close()
+            raise
+        where = address(self._config.host, self.grpc_port)
+        log.info("%d workers listen on %s", self._config.workers, where)
+        self._watcher.start()
+
+    def stop(self) -> None:
+        """Drain all workers, then end; metrics are to be had until the last has ended."""
+        self._stopping = True
+        self._wake.send(None)
+        self._watcher.join()
+        self._end_all(self._config.drain_timeout + LAST_CHANCE)
+        self._server.stop()
+        self._reserved.close()
+        self._counters.close()
+
+    def _spawn(self, number: int, failures: int = 0) -> None:
+        ours, theirs = self._context.Pipe()
+        order = Order(
+            config=self._config,
+            counters=self._counters.path,
+            number=number,
+            replacement=self._all_ready,
+            journal=tuple(self._journal.values()),
+            group_ready=self._all_ready,
+        )
+        process = self._context.Process(
+            target=run, args=(order, theirs), name=f"worker-{number}", daemon=True
+        )
+        process.start()
+        theirs.close()  # so that our end sees the worker's death
+        self._slots[number] = _Slot(number, process, ours, time.monotonic(), failures)
+
+    def _wait_until_told(self, slot: _Slot) -> None:
+        """Until the worker listens, at the start of the server."""
+        try:
+            message = slot.connection.recv()
+        except EOFError:
+            raise StartupError(f"worker {slot.number} died at its start") from None
+        if isinstance(message, Failed):
+            raise StartupError(message.reason)
+
+    def _watch(self) -> None:
+        while not self._stopping:
+            slots = {slot.connection: slot for slot in self._slots.values()}
+            for connection in wait([*slots, self._woken], self._until_due()):
+                if isinstance(connection, Connection) and connection in slots:
+                    self._hear(slots[connection])
+            self._replace_due()
+
+    def _until_due(self) -> float | None:
+        if not self._due:
+            return None
+        return max(0.0, min(when for when, _ in self._due.values()) - time.monotonic())
+
+    def _replace_due(self) -> None:
+        now = time.monotonic()
+        for number, (when, failures) in list(self._due.items()):
+            if when <= now and not self._stopping:
+                del self._due[number]
+                self._spawn(number, failures)
+
+    def _hear(self, slot: _Slot) -> None:
+        """Act on one message of a worker, or on its death."""
+        try:
+            message = slot.connection.recv()
+        except (EOFError, OSError):
+            self._bury(slot)
+            return
+        if isinstance(message, Ready):
+            slot.ready = True
+            self._tell_when_all_are_ready()
+        elif isinstance(message, Do):
+            self._broadcast(slot, message)
+        elif isinstance(message, Done):
+            self._finish(slot, message.number, message.error)
+        elif isinstance(message, Failed):
+            log.error("worker %d cannot start: %s", slot.number, message.reason)
+
+    def _bury(self, slot: _Slot) -> None:
+        """Replace a worker that died; what it was still to do counts as done."""
+        slot.process.join()
+        slot.connection.close()
+        del self._slots[slot.number]
+        lived = time.monotonic() - slot.started
+        failures = 0 if lived > HEALTHY else slot.failures + 1
+        pause = min(LONGEST_PAUSE, 0.1 * 2**failures) if failures > 1 else 0.0
+        log.error(
+            "worker %d (pid %s) died with status %s after %.1f s; the next starts in %.1f s",
+            *(slot.number, slot.process.pid, slot.process.exitcode, lived, pause),
+        )
+        self._due[slot.number] = (time.monotonic() + pause, failures)
+        self._metrics.restarted()
+        for number in list(self._broadcasts):
+            self._finish(slot, number, None)
+
+    def _tell_when_all_are_ready(self) -> None:
+        slots = self._slots.values()
+        if not self._all_ready and len(slots) == self._config.workers:
+            self._all_ready = all(slot.ready for slot in slots)
+            if self._all_ready:
+                log.info("all %d workers are ready", len(slots))
+                self._send_all(GroupReady(), slots)
+
+    def _broadcast(self, asker: _Slot, order: Do) -> None:
+        """Let every worker do what one was asked to, then tell that one how it went."""
+        number = next(self._numbers)
+        self._broadcasts[number] = _Broadcast(
+            asker.number, order.number, order.change, set(self._slots)
+        )
+        self._send_all(Do(number, order.change), self._slots.values())
+
+    def _finish(self, slot: _Slot, number: int, error: Exception | None) -> None:
+        broadcast = self._broadcasts[number]
+        broadcast.waiting.discard(slot.number)
+        broadcast.error = broadcast.error or error
+        if broadcast.waiting:
+            return
+        del self._broadcasts[number]
+        if broadcast.error is None:
+            self._journal.pop(broadcast.change.key, None)
+            self._journal[broadcast.change.key] = broadcast.change
+        asker = self._slots.get(broadcast.asked_by)
+        if asker:
+            self._send_all(Told(broadcast.number, broadcast.error), [asker])
+
+    def _send_all(self, message: object, slots: Iterable[_Slot]) -> None:
+        for slot in slots:
+            try:
+                slot.connection.send(message)
+            except OSError:
+                log.debug("worker %d is gone", slot.number)  # its death is heard next
+
+    def _end_all(self, timeout: float) -> None:
+        """Stop every worker, and kill those that have not ended in time."""
+        end = time.monotonic() + timeout
+        self._send_all(Stop(), self._slots.values())
+        for slot in self._slots.values():
+            slot.process.join(max(0.0, end - time.monotonic()) if timeout else 1.0)
+            if slot.process.is_alive():
+                log.error("worker %d did not end in time and is killed", slot.number)
+                slot.process.kill()
+                slot.process.join()
+
+
+def _reserve(host: str, port: int) -> socket.socket:
+    """A socket that holds the port for the workers to share; it never listens.
+
+    Binding it alone first refuses a port on which another server shares already.
+    """
+    check_free("--grpc-port", host, port)
+    try:
+        family, kind, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        reserved = socket.socket(family, kind)
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        reserved.bind(where)
+    except OSError as error:
+        raise cannot_listen("--grpc-port", host, port, error) from None
+    return reserved

@@ -1,0 +1,114 @@
+"""`python -m serving doctor` finds what would keep a server from serving well, and says so."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Digits, publish_classifier
+
+from serving import device
+from serving.config import ServerConfig
+from serving.cpu import available_cpus
+from serving.doctor import FAIL, OK, WARN, Finding, examine, main
+
+FREE = ["--grpc-port", "0", "--metrics-port", "0"]
+
+
+def config_of(repository: Path, **changes: object) -> ServerConfig:
+    values: dict[str, object] = {"model_repository": repository, "grpc_port": 0, "metrics_port": 0}
+    return ServerConfig(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def found(config: ServerConfig) -> dict[str, Finding]:
+    return {finding.subject: finding for finding in examine(config)}
+
+
+def test_a_healthy_repository_is_found_healthy(repository: Path) -> None:
+    findings = found(config_of(repository, device="cpu", precision="fp32"))
+    assert {finding.status for finding in findings.values()} == {OK}
+    assert findings["classifier/1"].text.startswith("fp32 on CPUExecutionProvider, loaded in ")
+    assert findings["device"].text == "cpu: CPUExecutionProvider starts"
+    assert {"echo/1", "echo_fixed/1", "--grpc-port", "threads", "disk"} <= set(findings)
+
+
+def test_the_command_prints_a_line_for_each_and_exits_with_0(repository: Path) -> None:
+    command = [sys.executable, "-m", "serving", "doctor", *FREE]
+    command += ["--model-repository", str(repository)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    subjects = [line.split()[1] for line in result.stdout.splitlines() if line[:2] in ("ok", "wa")]
+    assert subjects[:3] == ["versions", "providers", "device"]
+    assert subjects[-3:] == ["classifier/1", "echo/1", "echo_fixed/1"]
+
+
+def test_a_damaged_version_is_a_problem_if_it_would_be_served(
+    tmp_path: Path, digits: Digits, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):
+        directory = publish_classifier(tmp_path, digits)
+    (directory / "model.onnx").write_bytes(b"torn")
+    flags = ["--model-repository", str(tmp_path), "--device", "cpu", *FREE]
+    assert main(flags, {}) == 1
+    line = next(x for x in capsys.readouterr().out.splitlines() if "classifier/2" in x)
+    assert line.startswith(FAIL)
+    assert "sha256 is" in line
+    assert main([*flags, "--version-policy", "specific:1"], {}) == 0
+    out = capsys.readouterr().out
+    assert [line.split()[0] for line in out.splitlines() if "classifier/" in line][:2] == [OK, WARN]
+
+
+def test_a_version_that_hashes_right_but_does_not_load_is_a_problem(
+    tmp_path: Path, digits: Digits
+) -> None:
+    directory = publish_classifier(tmp_path, digits)
+    manifest = directory / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"UINT8"', '"FP32"'))
+    finding = found(config_of(tmp_path))["classifier/1"]
+    assert finding.status == FAIL
+    assert "the manifest says {'images': ('FP32', (-1, 28, 28))}" in finding.text
+
+
+def test_a_port_that_is_taken_is_a_problem_and_the_hint_names_the_flag(repository: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        finding = found(config_of(repository, grpc_port=port))["--grpc-port"]
+    assert finding.status == FAIL
+    assert finding.text == f"127.0.0.1:{port}: Address already in use"
+    assert "--grpc-port" in finding.hint
+
+
+def test_a_repository_that_is_missing_or_empty_is_a_problem(tmp_path: Path) -> None:
+    missing = found(config_of(tmp_path / "none"))["model repository"]
+    empty = found(config_of(tmp_path))["model repository"]
+    assert (missing.status, empty.status) == (FAIL, FAIL)
+    assert missing.text.endswith("no such model repository")
+    assert empty.text.endswith("holds no published model")
+
+
+def test_what_a_killed_publisher_left_is_pointed_out(repository: Path, tmp_path: Path) -> None:
+    for name, hours in ((".staging-old", 5), (".staging-new", 0)):
+        (tmp_path / name).mkdir()
+        then = (tmp_path / name).stat().st_mtime - hours * 3600
+        os.utime(tmp_path / name, (then, then))
+    findings = [f for f in examine(config_of(tmp_path)) if f.subject == "stale staging"]
+    assert [(f.status, f.text) for f in findings] == [
+        (WARN, f"{tmp_path / '.staging-old'}: 5 hours old")
+    ]
+
+
+def test_more_threads_than_cpus_are_pointed_out(repository: Path) -> None:
+    finding = found(config_of(repository, intra_op_threads=available_cpus() + 1))["threads"]
+    assert finding.status == WARN
+    assert "--intra-op-threads" in finding.hint
+
+
+def test_a_gpu_that_was_asked_for_and_is_not_there_is_a_problem(repository: Path) -> None:
+    finding = found(config_of(repository, device="gpu"))["device"]
+    assert finding.status == (OK if device.why_no_cuda() is None else FAIL)
+    assert finding.status == OK or finding.text.startswith("--device gpu: ")
