@@ -12,6 +12,7 @@ import importlib.metadata
 import importlib.util
 import io
 import re
+import warnings
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,7 +97,7 @@ def installed_distributions() -> set[str]:
 
 def why_no_cuda() -> str | None:
     """What keeps CUDA from running models here; None when it does."""
-    if CUDA not in onnxruntime.get_available_providers():
+    if not onnxruntime.cuda_version:
         return "this onnxruntime has no CUDA; install onnxruntime-gpu in its place"
     if missing := _preload_cuda():
         return (
@@ -110,6 +111,8 @@ def why_no_cuda() -> str | None:
 
 def starts(provider: str) -> bool:
     """Whether a session really gets the provider; ONNX Runtime logs why it does not."""
+    if provider not in onnxruntime.get_available_providers():
+        return False
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     try:
@@ -192,10 +195,12 @@ def why_no_tensorrt() -> str | None:
 def _preload_cuda() -> list[str]:
     """Load CUDA's and cuDNN's libraries from NVIDIA's packages; what ONNX Runtime found missing.
 
-    It prints its complaints.
+    It prints its complaints. Builds that keep CUDA in a plugin only now list it as a provider, and
+    warn where they cannot.
     """
     printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
+    with contextlib.redirect_stdout(printed), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         onnxruntime.preload_dlls()
     found = re.findall(r"^Failed to load (.+?): ", printed.getvalue(), re.MULTILINE)
     return sorted({Path(library).name for library in found})

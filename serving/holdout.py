@@ -45,7 +45,7 @@ def read(directory: Path, manifest: Manifest) -> Holdout | None:
                 found = {name: arrays[name] for name in arrays.files}
         except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
             raise ModelLoadError(f"{path}: unreadable: {first_line(error)}", "holdout") from None
-    if LABELS not in found:
+    if LABELS not in found or any(spec.name == LABELS for spec in manifest.inputs):
         return None
     labels = found.pop(LABELS)
     inputs = {spec.name: found[spec.name] for spec in manifest.inputs if spec.name in found}

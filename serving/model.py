@@ -5,6 +5,8 @@ Owns which of a version's variants is taken. Sessions are `session`'s, buffers `
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import dataclasses
 import logging
 import statistics
@@ -76,6 +78,7 @@ def load(directory: Path, manifest: Manifest, runtime: Runtime) -> Model:
         chosen, more = _or_int8(directory, manifest, chosen, runtime)
         notes += more
     notes += chosen.notes
+    _return_freed_memory()
     for note in notes:
         log.info("model %s version %d: %s", manifest.name, manifest.version, note)
     seconds = time.monotonic() - started
@@ -232,6 +235,12 @@ def _times(
             run(inputs)
             seconds.append(time.perf_counter() - start)
     return statistics.median(taken[0]), statistics.median(taken[1])
+
+
+def _return_freed_memory() -> None:
+    """Give back what loading freed, which glibc keeps: 80 MiB of ResNet18's 147 MiB."""
+    with contextlib.suppress(OSError, AttributeError):  # another libc has no such function
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _batchable(manifest: Manifest) -> bool:

@@ -351,7 +351,7 @@ def test_every_trained_model_is_served_and_answers_as_it_did_in_training(
 ) -> None:
     repository = published["linear"].directory.parent.parent
     images = digits_3_7.valid.images
-    with serve(repository) as running, Client(running.address) as client:  # type: ignore[operator]
+    with serve(repository, precision="fp32") as running, Client(running.address) as client:  # type: ignore[operator]
         for model, version in published.items():
             answer = client.classify(images, model)
             eager = export.answer(export.onnx_runner(version.directory / "model.onnx"), images, 64)
