@@ -71,7 +71,7 @@ def runtime_for(config: ServerConfig) -> Runtime:
         provider=provider,
         instances=config.instance_count,
         max_batch_size=config.max_batch_size,
-        buckets=tuple(sorted(set(config.batch_buckets))),
+        buckets=config.buckets,
         holdout_tolerance=config.holdout_tolerance,
         cuda_graphs=config.cuda_graphs and device == "gpu",
         gpu_memory_limit=config.gpu_memory_limit,
