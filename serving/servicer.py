@@ -103,8 +103,9 @@ class InferenceServicer:
         require_admin(self.config.allow_admin, peer)
         if request.parameters:
             raise InvalidInput(f"load: parameter {min(request.parameters)!r} is not supported")
-        self.admin.load(request.model_name)
-        return pb.RepositoryModelLoadResponse()
+        name = request.model_name or request.repository_name
+        self.admin.load(name)
+        return pb.RepositoryModelLoadResponse(model_name=name, is_loaded=True)
 
     def RepositoryModelUnload(
         self, request: pb.RepositoryModelUnloadRequest, peer: str
@@ -113,8 +114,9 @@ class InferenceServicer:
         require_admin(self.config.allow_admin, peer)
         if others := set(request.parameters) - {"unload_dependents"}:
             raise InvalidInput(f"unload: parameter {min(others)!r} is not supported")
-        self.admin.unload(request.model_name)
-        return pb.RepositoryModelUnloadResponse()
+        name = request.model_name or request.repository_name
+        self.admin.unload(name)
+        return pb.RepositoryModelUnloadResponse(model_name=name, is_unloaded=True)
 
     def TraceSetting(self, request: pb.TraceSettingRequest, peer: str) -> pb.TraceSettingResponse:
         """Change trace settings where some are given; what holds then."""

@@ -1051,6 +1051,10 @@ Global___RepositoryIndexResponse: _TypeAlias = RepositoryIndexResponse  # noqa: 
 
 @_typing.final
 class RepositoryModelLoadRequest(_message.Message):
+    """KServe's clients put the model's name in the first field, and read an answer from the response
+    where Triton's, which is empty, has none.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
@@ -1100,12 +1104,19 @@ Global___RepositoryModelLoadRequest: _TypeAlias = RepositoryModelLoadRequest  # 
 class RepositoryModelLoadResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    MODEL_NAME_FIELD_NUMBER: _builtins.int
+    IS_LOADED_FIELD_NUMBER: _builtins.int
+    model_name: _builtins.str
+    is_loaded: _builtins.bool
     def __init__(
         self,
+        *,
+        model_name: _builtins.str = ...,
+        is_loaded: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_loaded", b"is_loaded", "model_name", b"model_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1162,12 +1173,19 @@ Global___RepositoryModelUnloadRequest: _TypeAlias = RepositoryModelUnloadRequest
 class RepositoryModelUnloadResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    MODEL_NAME_FIELD_NUMBER: _builtins.int
+    IS_UNLOADED_FIELD_NUMBER: _builtins.int
+    model_name: _builtins.str
+    is_unloaded: _builtins.bool
     def __init__(
         self,
+        *,
+        model_name: _builtins.str = ...,
+        is_unloaded: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_unloaded", b"is_unloaded", "model_name", b"model_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

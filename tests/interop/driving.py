@@ -21,7 +21,6 @@ from conftest import (
     Digits,
     publish_classifier,
     publish_echo,
-    publish_slow,
     server_process,
 )
 from numpy.typing import NDArray
@@ -71,11 +70,10 @@ def drive(client: str, address: str, inputs: Mapping[str, object], folder: Path)
 
 @contextmanager
 def serving(folder: Path, digits: Digits, *options: str) -> Iterator[str]:
-    """The address of `python -m serving` over `classifier`, `spare`, `slow` and two of echo."""
+    """The address of `python -m serving` over `classifier`, `spare`, `echo` and `echo_fixed`."""
     repository = folder / "models"
     for name in ("classifier", "spare"):
         publish_classifier(repository, digits, name)
-    publish_slow(repository)
     publish_echo(repository, "echo", (-1, 3))
     publish_echo(repository, "echo_fixed", (1, 3))
     arguments = ["--model-repository", str(repository), "--intra-op-threads", "1", *options]

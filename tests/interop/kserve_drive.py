@@ -51,6 +51,16 @@ async def health(client: InferenceGRPCClient) -> Any:
     }
 
 
+async def load(stub: GRPCInferenceServiceStub) -> Any:
+    answer = await stub.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name="spare"))
+    return [answer.model_name, answer.isLoaded]
+
+
+async def unload(stub: GRPCInferenceServiceStub) -> Any:
+    answer = await stub.RepositoryModelUnload(pb.RepositoryModelUnloadRequest(model_name="spare"))
+    return [answer.model_name, answer.isUnloaded]
+
+
 async def drive(address: str, images: Any) -> dict[str, Any]:
     report: dict[str, Any] = {}
     # KServe's own default: up to three attempts, and only UNAVAILABLE is tried again.
@@ -65,17 +75,14 @@ async def drive(address: str, images: Any) -> dict[str, Any]:
             report[name] = outputs(await client.infer(request("classifier", images, raw)))
         report["wrong"] = await outcome(client.infer(request("classifier", [[1]])))
         report["unknown"] = await outcome(client.infer(request("nobody", images)))
+        report["loaded"] = await load(stub)
+        report["unloaded"] = await unload(stub)
+        report["ready after"] = await client.is_model_ready("spare")
         report["impatient"] = await outcome(impatient.infer(request("spare", images)))
         healing = asyncio.create_task(outcome(client.infer(request("spare", images))))
-        await asyncio.sleep(0)  # let it be sent before the model is there
-        loaded = await stub.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name="spare"))
-        report["loaded"] = [loaded.model_name, loaded.isLoaded]
+        await asyncio.sleep(0)  # let it be sent before the model is there again
+        await load(stub)
         report["healed"] = outputs(await healing)
-        unloaded = await stub.RepositoryModelUnload(
-            pb.RepositoryModelUnloadRequest(model_name="spare")
-        )
-        report["unloaded"] = [unloaded.model_name, unloaded.isUnloaded]
-        report["ready after"] = await client.is_model_ready("spare")
     return report
 
 

@@ -85,8 +85,7 @@ class Drive:
         }
 
     def compressed(self) -> Any:
-        answer = self._client.infer("classifier", self._images, compression_algorithm="gzip")
-        return values(answer, "labels")
+        return self._labels(compression_algorithm="gzip")
 
     def requested(self) -> Any:
         wanted = [triton.InferRequestedOutput("labels")]
@@ -141,21 +140,17 @@ class Drive:
         return {t: values(answer, f"out_{t}") for t in self._echoed}
 
     def parameters(self) -> Any:
-        infer, images = self._client.infer, self._images
-        first = infer("classifier", images, priority=1, timeout=10_000_000, parameters={"x": "y"})
         return {
-            "labels": values(first, "labels"),
-            "sequence": values(infer("classifier", images, sequence_id=3), "labels"),
-            "priority": refused(infer, "classifier", images, priority=99),
-            "timeout": refused(infer, "classifier", images, timeout=1),
-            "negative": refused(infer, "classifier", images, timeout=-1),
-            "client_timeout": self._late(),
+            "urgent": self._labels(priority=1, timeout=10_000_000, parameters={"x": "y"}),
+            "beyond": self._labels(priority=99),
+            "sequence": self._labels(sequence_id=3),
+            "timeout": refused(self._labels, timeout=1000),
+            "negative": refused(self._labels, timeout=-1),
+            "client_timeout": refused(self._labels, client_timeout=0.01),
         }
 
-    def _late(self) -> Any:
-        """A deadline far below what the model takes."""
-        given = [tensor("x", "FP32", np.zeros((1, 1024)))]
-        return refused(self._client.infer, "slow", given, client_timeout=0.01)
+    def _labels(self, model: str = "classifier", **options: Any) -> Any:
+        return values(self._client.infer(model, self._images, **options), "labels")
 
     def statistics(self) -> Any:
         """Before and after three requests of two images."""
@@ -172,14 +167,15 @@ class Drive:
 
     def repository(self) -> Any:
         """A model that was not loaded at the start comes and goes."""
-        client, images = self._client, self._images
-        seen: dict[str, Any] = {"unloaded": refused(client.infer, "spare", images)}
+        client = self._client
+        seen: dict[str, Any] = {"before": refused(self._labels, "spare")}
         client.load_model("spare")
-        seen["loaded"] = values(client.infer("spare", images), "labels")
+        seen["loaded"] = self._labels("spare")
         seen["index"] = self._index()
         client.unload_model("spare")
         seen["ready"] = client.is_model_ready("spare")
         seen["index after"] = self._index()
+        seen["after"] = refused(self._labels, "spare")
         seen["unknown"] = refused(client.load_model, "nobody")
         return seen
 
