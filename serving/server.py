@@ -128,6 +128,10 @@ class InferenceServer:
             for name in READINESS:
                 self._health.set(name, SERVING if self.ready else NOT_SERVING)
 
+    def wait_until_idle(self, timeout: float) -> bool:
+        """Whether no inference is in flight any more, after at most `timeout` seconds."""
+        return self._service.wait_until_idle(timeout)
+
     def stop(self) -> None:
         """Report not serving, refuse what is new, and let what is in flight finish in time."""
         self._stopping = True
@@ -135,7 +139,7 @@ class InferenceServer:
         self._health.enter_graceful_shutdown()
         self._grpc.stop(self._config.drain_timeout)
         # Open streams would hold gRPC's own wait to its end; only inference is worth waiting for.
-        self._service.wait_until_idle(self._config.drain_timeout)
+        self.wait_until_idle(self._config.drain_timeout)
         self._grpc.stop(min(LAST_ANSWERS, self._config.drain_timeout)).wait()
 
     def _run(self) -> None:
