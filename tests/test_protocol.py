@@ -303,6 +303,20 @@ def test_administration_is_refused_unless_it_was_allowed(running: Running) -> No
     assert list(settings["trace_level"].value) == ["OFF"]
 
 
+def test_load_and_unload_are_understood_as_kserves_clients_send_them(
+    serve: Serve, repository: Path
+) -> None:
+    """The model's name is in the field where Triton has the repository's; see tests/interop."""
+    options = {"allow_admin": True, "model_control_mode": "explicit", "load_model": ("echo",)}
+    with serve(repository, **options) as own:
+        load = pb.RepositoryModelLoadRequest(repository_name="classifier")
+        loaded = own.stub.RepositoryModelLoad(load)
+        assert (loaded.model_name, loaded.is_loaded) == ("classifier", True)
+        unload = pb.RepositoryModelUnloadRequest(repository_name="classifier")
+        unloaded = own.stub.RepositoryModelUnload(unload)
+        assert (unloaded.model_name, unloaded.is_unloaded) == ("classifier", True)
+
+
 def test_a_traced_request_is_a_line_in_the_log(
     serve: Serve, repository: Path, digits: Digits, caplog: pytest.LogCaptureFixture
 ) -> None:
