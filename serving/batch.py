@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,7 @@ from serving.errors import InvalidInput, RequestCancelled, ServingError
 Tensors = dict[str, NDArray[np.generic]]
 
 
-@dataclass(frozen=True, slots=True)
-class Stages:
+class Stages(NamedTuple):
     """What one batch cost; durations in seconds, `rows` without those added to fill a bucket."""
 
     rows: int
@@ -25,8 +24,7 @@ class Stages:
     compute_output_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """A request's own rows of the outputs, what it waited for its batch, and what that cost."""
 
     outputs: Tensors

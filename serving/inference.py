@@ -6,12 +6,11 @@ listens hands in what arrived and a callback, and waits for nothing.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 
@@ -30,8 +29,7 @@ from serving.trace import Tracer
 _ATTEMPTS = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Timing:
+class Timing(NamedTuple):
     """What an answer cost, by which version; durations in seconds."""
 
     version: str
@@ -39,16 +37,14 @@ class Timing:
     stages: Stages
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """An answer: a serialised ModelInferResponse."""
 
     message: bytes
     timing: Timing
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(NamedTuple):
     """No answer: a canonical status name and a text for the caller."""
 
     status: str
@@ -142,7 +138,11 @@ class _Call:
             request.model_name, request.model_version
         )
         manifest = served.manifest
-        self._outputs = tensors.requested_outputs(request, manifest.outputs)
+        self._outputs = (
+            tensors.requested_outputs(request, manifest.outputs)
+            if request.outputs
+            else served.all_outputs
+        )
         inputs = tensors.decode_inputs(request, manifest.inputs)
         pending = served.request(
             inputs, self._complete, deadline=deadline, priority=level, arrived=self._arrived
@@ -183,7 +183,7 @@ class _Call:
             served.outputs(answer),
             self._outputs,
             served.manifest.labels,
-            served.model.batchable,
+            served.batchable,
         )
         timing = Timing(response.model_version, answer.queue_seconds, answer.stages)
         if self._service._tracer.active:
@@ -192,7 +192,12 @@ class _Call:
         return Reply(response.SerializeToString(), timing)
 
     def _facts(self, timing: Timing) -> dict[str, object]:
-        return {"seconds": time.monotonic() - self._arrived, **dataclasses.asdict(timing)}
+        return {
+            "version": timing.version,
+            "seconds": time.monotonic() - self._arrived,
+            "queue_seconds": timing.queue_seconds,
+            **timing.stages._asdict(),
+        }
 
     def _finish(self, outcome: Reply | Refusal) -> None:
         try:

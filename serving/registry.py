@@ -10,6 +10,7 @@ from enum import StrEnum
 import numpy as np
 
 from model_repository import Manifest
+from serving import tensors
 from serving.batch import Answer, Outcome, Request, Tensors
 from serving.batcher import DynamicBatcher
 from serving.config import ServerConfig
@@ -45,14 +46,16 @@ class ServedModel:
         self.model = model
         self.version = str(model.manifest.version)
         self.metrics = metrics
-        self.max_batch_size = config.max_batch_size if model.batchable else 0
+        self.batchable = model.batchable
+        self.all_outputs = tensors.as_they_are(model.manifest.outputs)
+        self.max_batch_size = config.max_batch_size if self.batchable else 0
         self.batcher = DynamicBatcher(
-            model.run if model.batchable else self._run_single,
-            max_batch_size=config.max_batch_size if model.batchable else 1,
+            model.run if self.batchable else self._run_single,
+            max_batch_size=config.max_batch_size if self.batchable else 1,
             max_queue_delay=config.max_queue_delay,
             max_queue_size=config.max_queue_size,
             instance_count=config.instance_count,
-            buckets=config.buckets if model.batchable else (),
+            buckets=config.buckets if self.batchable else (),
             priority_levels=config.priority_levels,
             observe=self._executed,
             name=f"{model.manifest.name}-{model.manifest.version}",
@@ -73,7 +76,7 @@ class ServedModel:
         arrived: float,
     ) -> Request:
         """A request for the batcher; where rows cannot be shared, it is one row by itself."""
-        if not self.model.batchable:
+        if not self.batchable:
             inputs = {name: array[np.newaxis] for name, array in inputs.items()}
         return Request(inputs, complete, deadline=deadline, priority=priority, arrived=arrived)
 
@@ -84,7 +87,7 @@ class ServedModel:
 
     def outputs(self, answer: Answer) -> Tensors:
         """The outputs in the shapes that the model gives them."""
-        if self.model.batchable:
+        if self.batchable:
             return answer.outputs
         return {name: array[0, ...] for name, array in answer.outputs.items()}
 

@@ -57,7 +57,7 @@ def requested_outputs(
     """
     outputs = request.outputs
     if not outputs:
-        return _as_they_are(specs)
+        return as_they_are(specs)
     by_name = {spec.name: spec for spec in specs}
     for output in outputs:
         if output.name not in by_name:
@@ -97,8 +97,8 @@ def _described(
     return pb.ModelInferResponse.InferOutputTensor(name=name, datatype=datatype, shape=shape)
 
 
-@functools.lru_cache
-def _as_they_are(specs: tuple[TensorSpec, ...]) -> tuple[RequestedOutput, ...]:
+def as_they_are(specs: tuple[TensorSpec, ...]) -> tuple[RequestedOutput, ...]:
+    """All the outputs, none as its top classes."""
     return tuple(RequestedOutput(spec) for spec in specs)
 
 
