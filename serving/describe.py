@@ -70,7 +70,8 @@ def config(served: ServedModel, settings: ServerConfig) -> pb.ModelConfigRespons
         "notes": "; ".join(served.model.notes),
     }
     for name, text in parameters.items():
-        described.parameters[name].string_value = text
+        if text:
+            described.parameters[name].string_value = text
     return pb.ModelConfigResponse(config=described)
 
 

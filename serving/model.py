@@ -11,21 +11,20 @@ import dataclasses
 import logging
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnxruntime
-from numpy.typing import NDArray
 
-from model_repository import ONNX_PLATFORM, Manifest, TensorSpec, Variant
+from model_repository import ONNX_PLATFORM, Manifest, Variant
 from serving import holdout
 from serving.binding import GraphBound, HostBound, bindable, pinned
 from serving.cpu import int8_instructions
 from serving.device import CPU, TENSORRT, Runtime
 from serving.errors import ModelLoadError
-from serving.session import DTYPES, Tensors, first_line, open_session
+from serving.rows import filled, why_not_shared
+from serving.session import Tensors, first_line, open_session
 
 PROBE_ROWS = (1, 8)
 PROBE_SECONDS = 0.2  # for all sizes together
@@ -45,12 +44,8 @@ class Model:
     provider: str  # the ONNX Runtime execution provider that is active
     notes: tuple[str, ...]  # what was chosen, and why
     load_seconds: float
+    batchable: bool  # requests may share a run
     run: Callable[[Tensors], Tensors]  # outputs by name; raises whatever ONNX Runtime does
-
-    @property
-    def batchable(self) -> bool:
-        """Requests may share a run: the first dimension is variable throughout."""
-        return _batchable(self.manifest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +54,7 @@ class _Candidate:
 
     variant: Variant
     provider: str
+    batchable: bool
     run: Callable[[Tensors], Tensors]
     notes: tuple[str, ...]
 
@@ -83,7 +79,14 @@ def load(directory: Path, manifest: Manifest, runtime: Runtime) -> Model:
         log.info("model %s version %d: %s", manifest.name, manifest.version, note)
     seconds = time.monotonic() - started
     return Model(
-        manifest, chosen.variant, runtime.device, chosen.provider, notes, seconds, chosen.run
+        manifest,
+        chosen.variant,
+        runtime.device,
+        chosen.provider,
+        notes,
+        seconds,
+        chosen.batchable,
+        chosen.run,
     )
 
 
@@ -114,14 +117,16 @@ def _prove(directory: Path, manifest: Manifest, variant: Variant, runtime: Runti
     """Open, warm up, and check on the holdout; ModelLoadError where any of it fails."""
     session = open_session(directory, manifest, variant, runtime)
     path = directory / variant.file
+    why_not = why_not_shared(manifest, _plain(session, manifest))
     try:
-        run = _runner(session, manifest, runtime)
+        run = _plain(session, manifest) if why_not else _runner(session, manifest, runtime)
     except (OSError, MemoryError, RuntimeError) as error:
         message = f"{path}: no buffers for the GPU: {first_line(error)}"
         raise ModelLoadError(message, "session") from None
-    notes = _warm_up(path, manifest, run, runtime)
-    notes += _check(directory, manifest, variant, run, runtime)
-    return _Candidate(variant, session.get_providers()[0], run, notes)
+    notes: tuple[str, ...] = (f"not batched: {why_not}",) if why_not else ()
+    notes += _warm_up(path, manifest, run, (1,) if why_not else runtime.warm_up_rows)
+    notes += _check(directory, manifest, variant, run, runtime, not why_not)
+    return _Candidate(variant, session.get_providers()[0], not why_not, run, notes)
 
 
 def _runner(
@@ -133,6 +138,12 @@ def _runner(
             return GraphBound(session, manifest, runtime.buckets).run
         rows = max(runtime.warm_up_rows)
         return HostBound(session, manifest, rows, runtime.instances, pinned()).run
+    return _plain(session, manifest)
+
+
+def _plain(
+    session: onnxruntime.InferenceSession, manifest: Manifest
+) -> Callable[[Tensors], Tensors]:
     names = [spec.name for spec in manifest.outputs]
 
     def run(inputs: Tensors) -> Tensors:
@@ -142,18 +153,17 @@ def _runner(
 
 
 def _warm_up(
-    path: Path, manifest: Manifest, run: Callable[[Tensors], Tensors], runtime: Runtime
+    path: Path, manifest: Manifest, run: Callable[[Tensors], Tensors], sizes: Sequence[int]
 ) -> tuple[str, ...]:
     """Run every batch size twice: the first run allocates, and captures graphs.
 
     Sizes that vary beside the rows have to be guessed: there, a failure proves nothing.
     """
-    sizes = runtime.warm_up_rows if _batchable(manifest) else (1,)
-    guessed = any(-1 in spec.shape[_batchable(manifest) :] for spec in manifest.inputs)
+    guessed = any(-1 in spec.shape[1:] for spec in manifest.inputs)
     for rows in sizes:
         try:
             for _ in range(2):
-                run(_zeros(manifest.inputs, rows))
+                run(filled(manifest.inputs, rows))
         except Exception as error:  # ONNX Runtime's errors have no common class
             message = f"the first run failed at {rows} rows: {first_line(error)}"
             if guessed:
@@ -168,15 +178,17 @@ def _check(
     variant: Variant,
     run: Callable[[Tensors], Tensors],
     runtime: Runtime,
+    batchable: bool,
 ) -> tuple[str, ...]:
     """Hold the variant's answers on the holdout against what the manifest promises."""
     labelled = holdout.read(directory, manifest)
-    if labelled is None or not _batchable(manifest):
+    if labelled is None or any(spec.shape[:1] != (-1,) for spec in manifest.inputs):
         return ()
     least = holdout.floor(variant, len(labelled.labels), runtime.holdout_tolerance)
     if least is None:
         return ()
     rows = max(runtime.buckets, default=min(HOLDOUT_ROWS, runtime.max_batch_size))
+    rows = rows if batchable else 1
     try:
         reached = holdout.accuracy(labelled, manifest, run, rows)
     except Exception as error:
@@ -208,7 +220,7 @@ def _or_int8(
     except ModelLoadError as error:
         return fp32, (f"int8 not taken: {error}",)
     sizes = [rows for rows in PROBE_ROWS if rows <= runtime.max_batch_size]
-    sizes = sizes if _batchable(manifest) else [1]
+    sizes = sizes if fp32.batchable else [1]
     times = [_times(manifest, rows, (fp32.run, int8.run), len(sizes)) for rows in sizes]
     compared = ", ".join(
         f"{b * 1000:.2f} ms against fp32's {a * 1000:.2f} ms at {rows} rows"
@@ -226,7 +238,7 @@ def _times(
     sizes: int,
 ) -> tuple[float, float]:
     """Median seconds of one run of each, in turns, so that a busy machine slows both alike."""
-    inputs = _zeros(manifest.inputs, rows)
+    inputs = filled(manifest.inputs, rows)
     taken: tuple[list[float], list[float]] = ([], [])
     end = time.perf_counter() + PROBE_SECONDS / sizes
     while len(taken[0]) < PROBE_RUNS and (not taken[0] or time.perf_counter() < end):
@@ -241,18 +253,3 @@ def _return_freed_memory() -> None:
     """Give back what loading freed, which glibc keeps: 80 MiB of ResNet18's 147 MiB."""
     with contextlib.suppress(OSError, AttributeError):  # another libc has no such function
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def _batchable(manifest: Manifest) -> bool:
-    return all(spec.shape[:1] == (-1,) for spec in manifest.inputs + manifest.outputs)
-
-
-def _zeros(specs: tuple[TensorSpec, ...], rows: int) -> Tensors:
-    """Inputs with that many rows; 1 for whatever else is variable."""
-    arrays: dict[str, NDArray[np.generic]] = {}
-    for spec in specs:
-        shape = tuple(1 if size < 0 else size for size in spec.shape)
-        shape = (rows, *shape[1:]) if spec.shape[:1] == (-1,) else shape
-        dtype = DTYPES[spec.datatype]
-        arrays[spec.name] = np.full(shape, "" if dtype == "object" else 0, dtype)
-    return arrays

@@ -55,9 +55,8 @@ def slow(tmp_path_factory: pytest.TempPathFactory, serve: Serve) -> Iterator[Run
 def test_every_method_of_the_service_is_answered(running: Running) -> None:
     """None is unknown to the server, which gRPC would tell by 'Method not found!'."""
     for method in SERVICE.methods:
-        call = running.channel.stream_stream(f"/{SERVICE.full_name}/{method.name}")(
-            iter([b""]), timeout=10
-        )
+        path = f"/{SERVICE.full_name}/{method.name}"
+        call = running.channel.stream_stream(path, bytes, bytes)(iter([b""]), timeout=10)
         with contextlib.suppress(grpc.RpcError):  # an empty request may be refused
             list(call)
         assert "Method not found" not in str(call.details())
@@ -77,9 +76,10 @@ def test_the_config_of_a_batched_model_leaves_out_the_batch_dimension(running: R
         "onnx_onnxv1",
         64,
     )
-    tensors = [(t.name, t.data_type, list(t.dims)) for t in (*config.input, *config.output)]
-    assert tensors == [
-        ("images", pb.TYPE_UINT8, [28, 28]),
+    assert [(t.name, t.data_type, list(t.dims)) for t in config.input] == [
+        ("images", pb.TYPE_UINT8, [28, 28])
+    ]
+    assert [(t.name, t.data_type, list(t.dims)) for t in config.output] == [
         ("probabilities", pb.TYPE_FP32, [2]),
         ("labels", pb.TYPE_INT64, []),
     ]
@@ -192,7 +192,7 @@ def test_a_stream_answers_while_the_caller_still_sends(running: Running, digits:
         assert answered.wait(10)
         yield images_request(digits.images[:1], name="second")
 
-    stream = running.stub.ModelStreamInfer(requests(), timeout=30)
+    stream: Any = running.stub.ModelStreamInfer(requests(), timeout=30)
     assert next(stream).infer_response.id == "first"
     answered.set()
     assert [answer.infer_response.id for answer in stream] == ["second"]
@@ -209,7 +209,7 @@ def test_a_stream_of_more_than_its_window_is_answered_whole(
 
 def test_a_stream_that_is_cancelled_leaves_the_queue(slow: Running) -> None:
     requests = [slow_request(str(i)) for i in range(3)]
-    stream = slow.stub.ModelStreamInfer(iter(requests), timeout=30)
+    stream: Any = slow.stub.ModelStreamInfer(iter(requests), timeout=30)
     next(stream)
     stream.cancel()
     assert slow.stub.ModelInfer(slow_request("next"), timeout=30).id == "next"
@@ -255,15 +255,15 @@ def test_priority_1_goes_first(serve: Serve, tmp_path: Path) -> None:
 def test_a_malformed_message_or_parameter_is_an_invalid_argument(
     running: Running, digits: Digits
 ) -> None:
-    send = running.channel.unary_unary(f"/{SERVICE.full_name}/ModelInfer")
+    send = running.channel.unary_unary(f"/{SERVICE.full_name}/ModelInfer", bytes, bytes)
     with pytest.raises(grpc.RpcError) as caught:
         send(b"\xff\xff", timeout=10)
-    assert caught.value.code() is CODE.INVALID_ARGUMENT  # type: ignore[attr-defined]
+    assert caught.value.code() is CODE.INVALID_ARGUMENT
     request = images_request(digits.images[:1])
     request.parameters["timeout"].string_param = "soon"
     with pytest.raises(grpc.RpcError) as caught:
         running.stub.ModelInfer(request, timeout=10)
-    assert caught.value.details() == (  # type: ignore[attr-defined]
+    assert caught.value.details() == (
         "parameter 'timeout' must be a whole number from 0, got 'soon'"
     )
 
@@ -271,7 +271,7 @@ def test_a_malformed_message_or_parameter_is_an_invalid_argument(
 def test_shared_memory_is_unimplemented_and_says_so(running: Running) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         running.stub.CudaSharedMemoryRegister(pb.CudaSharedMemoryRegisterRequest(name="a"))
-    assert (caught.value.code(), caught.value.details()) == (  # type: ignore[attr-defined]
+    assert (caught.value.code(), caught.value.details()) == (
         CODE.UNIMPLEMENTED,
         "CudaSharedMemoryRegister: this server has no shared memory; send tensors in the request",
     )
@@ -297,7 +297,7 @@ def test_administration_is_refused_unless_it_was_allowed(running: Running) -> No
     for call in calls:
         with pytest.raises(grpc.RpcError) as caught:
             call()
-        assert caught.value.code() is CODE.PERMISSION_DENIED  # type: ignore[attr-defined]
+        assert caught.value.code() is CODE.PERMISSION_DENIED
     assert running.stub.LogSettings(pb.LogSettingsRequest()).settings["log_error"].bool_param
     settings = running.stub.TraceSetting(pb.TraceSettingRequest()).settings
     assert list(settings["trace_level"].value) == ["OFF"]
