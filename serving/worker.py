@@ -21,7 +21,7 @@ from typing import Any
 from serving import logs
 from serving.admin import Admin, ProcessAdmin
 from serving.config import ServerConfig
-from serving.errors import StartupError
+from serving.errors import ModelNotReady, ServingError, StartupError
 from serving.server import InferenceServer
 
 log = logging.getLogger("serving.worker")
@@ -107,6 +107,7 @@ class GroupAdmin:
         self._sending = threading.Lock()
         self._numbers = itertools.count()
         self._asked: dict[int, Future[None]] = {}
+        self._over = False
 
     def load(self, name: str) -> None:
         """Load a model in all workers."""
@@ -116,7 +117,7 @@ class GroupAdmin:
         """Unload a model in all workers."""
         self._ask(Change("unload", (name,), ("model", name)))
 
-    def change_logs(self, changes: Mapping[str, bool | int | str]) -> None:
+    def change_logs(self, changes: logs.Changes) -> None:
         """Log more or less in all workers."""
         self._ask(Change("change_logs", (dict(changes),), ("logs", *sorted(changes))))
 
@@ -132,17 +133,33 @@ class GroupAdmin:
 
     def told(self, message: Told) -> None:
         """The supervisor says how a change went."""
-        future = self._asked.pop(message.number)
+        future = self._asked.pop(message.number, None)
+        if future is None:  # it was told at the end already
+            return
         if message.error:
             future.set_exception(message.error)
         else:
             future.set_result(None)
 
+    def end(self) -> None:
+        """Nobody listens any more: let nobody wait for an answer, or this process could not end."""
+        with self._sending:
+            self._over = True
+        for number in list(self._asked):
+            self.told(Told(number, _stopping()))
+
     def _ask(self, change: Change) -> None:
-        number = next(self._numbers)
-        self._asked[number] = future = Future[None]()
-        self.send(Do(number, change))
+        number, future = next(self._numbers), Future[None]()
+        with self._sending:
+            if self._over:
+                raise _stopping()
+            self._asked[number] = future
+            self._connection.send(Do(number, change))
         future.result()
+
+
+def _stopping() -> ModelNotReady:
+    return ModelNotReady("the server is stopping")
 
 
 class _Worker:
@@ -173,16 +190,22 @@ class _Worker:
         self._changes.submit(self._begin)
         while self._hear(wait([self._connection, stop])):
             pass
+        self._group.end()
         self._server.stop()
 
     def _begin(self) -> None:
-        """Come to where the others are, then say so."""
-        self._server.wait_until_loaded()
-        for change in self._order.journal:
-            self._make(change)
-        if self._order.replacement:
-            self._server.listen()
-        self._group.send(Ready())
+        """Come to where the others are, then say so, or that it cannot be."""
+        try:
+            self._server.wait_until_loaded()
+            for change in self._order.journal:
+                self._make(change)
+            if self._order.replacement:
+                self._server.listen()
+        except Exception as error:  # nobody looks at what this thread raises
+            log.exception("the worker cannot begin")
+            self._group.send(Failed(f"{type(error).__name__}: {error}"))
+        else:
+            self._group.send(Ready())
 
     def _hear(self, ready: list[Any]) -> bool:
         """Act on a message; false where it is time to stop."""
@@ -206,10 +229,14 @@ class _Worker:
         self._group.send(Done(order.number, self._make(order.change)))
 
     def _make(self, change: Change) -> Exception | None:
+        """What the asker is to get: a ServingError as it is, of others only that there was one."""
         try:
             getattr(self._server.admin, change.method)(*change.arguments)
-        except Exception as error:  # the asker gets it, whatever it is
+        except ServingError as error:
             return error
+        except Exception as error:  # not every one survives the way to another process
+            log.exception("a change failed")
+            return RuntimeError(f"{type(error).__name__} in worker {self._order.number}")
         return None
 
 
@@ -221,7 +248,6 @@ def run(order: Order, connection: Connection) -> None:
     def terminate(number: int, frame: FrameType | None) -> None:
         os.write(stopping, b"x")
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal, which the supervisor heard too
     signal.signal(signal.SIGTERM, terminate)
     try:
         _Worker(order, connection).serve(stop)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import multiprocessing
+import signal
 import socket
 import threading
 import time
@@ -19,7 +20,7 @@ from multiprocessing.process import BaseProcess
 
 from serving.config import ServerConfig
 from serving.counter_directory import CounterDirectory
-from serving.errors import StartupError
+from serving.errors import LoadFailed, StartupError
 from serving.metrics import SupervisorMetrics
 from serving.server import MetricsServer, address, cannot_listen, check_free
 from serving.worker import Change, Do, Done, Failed, GroupReady, Order, Ready, Stop, Told, run
@@ -120,9 +121,13 @@ class Supervisor:
         process = self._context.Process(
             target=run, args=(order, theirs), name=f"worker-{number}", daemon=True
         )
-        process.start()
+        _start_without_interrupts(process)
+        log.info("worker %d is process %s", number, process.pid)
         theirs.close()  # so that our end sees the worker's death
-        self._slots[number] = _Slot(number, process, ours, time.monotonic(), failures)
+        self._slots[number] = slot = _Slot(number, process, ours, time.monotonic(), failures)
+        for under_way, broadcast in self._broadcasts.items():  # not in the journal yet
+            broadcast.waiting.add(number)
+            self._send_all(Do(under_way, broadcast.change), [slot])
 
     def _wait_until_told(self, slot: _Slot) -> None:
         """Until the worker listens, at the start of the server."""
@@ -162,6 +167,7 @@ class Supervisor:
             return
         if isinstance(message, Ready):
             slot.ready = True
+            log.info("worker %d is ready", slot.number)
             self._tell_when_all_are_ready()
         elif isinstance(message, Do):
             self._broadcast(slot, message)
@@ -169,6 +175,7 @@ class Supervisor:
             self._finish(slot, message.number, message.error)
         elif isinstance(message, Failed):
             log.error("worker %d cannot start: %s", slot.number, message.reason)
+            self._send_all(Stop(), [slot])
 
     def _bury(self, slot: _Slot) -> None:
         """Replace a worker that died; what it was still to do counts as done."""
@@ -210,7 +217,8 @@ class Supervisor:
         if broadcast.waiting:
             return
         del self._broadcasts[number]
-        if broadcast.error is None:
+        # A load that failed can have left an older version served.
+        if broadcast.error is None or isinstance(broadcast.error, LoadFailed):
             self._journal.pop(broadcast.change.key, None)
             self._journal[broadcast.change.key] = broadcast.change
         asker = self._slots.get(broadcast.asked_by)
@@ -234,6 +242,16 @@ class Supervisor:
                 log.error("worker %d did not end in time and is killed", slot.number)
                 slot.process.kill()
                 slot.process.join()
+
+
+def _start_without_interrupts(process: BaseProcess) -> None:
+    """Ctrl-C goes to every process of the terminal, but is for the supervisor: workers inherit
+    that it is blocked, from their first instruction on."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _reserve(host: str, port: int) -> socket.socket:
