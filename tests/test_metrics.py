@@ -22,10 +22,10 @@ from test_counters import python
 
 from serving.counter_directory import fold, read
 from serving.counters import Counters, Merge
+from serving.errors import LoadFailure
 from serving.execution import Execution
 from serving.exposition import Collector
 from serving.families import FAMILIES, MODEL, ROWS, SECONDS, Exported, histogram
-from serving.errors import LoadFailure
 from serving.metrics import Metrics, SupervisorMetrics
 from serving.processes import Process, current_process, usage
 from serving.statistics import BatchTotals, Duration, ModelTotals
