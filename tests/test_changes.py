@@ -26,7 +26,7 @@ def test_who_asked_is_told_when_the_last_worker_is_done() -> None:
     assert order.change == loading("m")
     assert changes.done(2, order.number, None) is None
     assert changes.done(1, order.number, None) is None
-    assert len(changes.journal) == 0
+    assert list(changes.journal) == []
     assert changes.done(0, order.number, None) == (1, Told(7, None))
     assert changes.journal == (loading("m"),)
 
@@ -36,7 +36,7 @@ def test_who_asked_is_told_the_first_error() -> None:
     order = changes.begin(0, Do(7, loading("m")), [0, 1])
     assert changes.done(1, order.number, error) is None
     assert changes.done(0, order.number, ModelNotFound("later")) == (0, Told(7, error))
-    assert len(changes.journal) == 0
+    assert list(changes.journal) == []
 
 
 def test_the_journal_keeps_the_last_of_its_kind_in_the_order_of_changes() -> None:
