@@ -173,7 +173,15 @@ def versions(model_directory: Path) -> list[int]:
     if not model_directory.is_dir():
         return []
     entries = (entry for entry in model_directory.iterdir() if _VERSION.match(entry.name))
-    return sorted(int(entry.name) for entry in entries if (entry / MANIFEST).is_file())
+    return sorted(int(entry.name) for entry in entries if _has_manifest(entry))
+
+
+def _has_manifest(directory: Path) -> bool:
+    """One that cannot be looked into is not passed over: who reads the manifest will say why."""
+    try:
+        return (directory / MANIFEST).is_file()
+    except OSError:
+        return True
 
 
 def numbered(model_directory: Path, prefix: str) -> list[int]:

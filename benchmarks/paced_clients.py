@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import multiprocessing
+import statistics
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 
 import grpc
@@ -29,6 +31,15 @@ class Sample:
     asked: float
     came: float
     version: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Span:
+    """What clients felt in a span of time; milliseconds."""
+
+    longest_stall_ms: float  # without any answer
+    slowest_answer_ms: float
+    p99_ms: float
 
 
 @contextlib.contextmanager
@@ -81,3 +92,18 @@ def _ask(
             samples.append(Sample(asked, came, int(answer.model_version)))
             due = max(due + interval, came)
             time.sleep(due - came)
+
+
+def per_second(samples: Sequence[Sample]) -> float:
+    """Answers."""
+    return len(samples) / (samples[-1].came - samples[0].came)
+
+
+def span_of(samples: Sequence[Sample], start: float, end: float) -> Span:
+    """What clients felt between two times."""
+    inside = [sample for sample in samples if start <= sample.came <= end]
+    came = [sample.came for sample in inside]
+    took = [sample.came - sample.asked for sample in inside]
+    gaps = [b - a for a, b in itertools.pairwise(came)]
+    p99 = statistics.quantiles(took, n=100)[98]
+    return Span(*(round(each * 1e3, 1) for each in (max(gaps), max(took), p99)))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import itertools
 import json
 import math
 import os
@@ -26,22 +25,13 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.machine import describe, sentence
-from benchmarks.paced_clients import CLIENTS, Sample, paced_clients
+from benchmarks.paced_clients import CLIENTS, Sample, Span, paced_clients, per_second, span_of
 from model_repository import HOLDOUT, ONNX_PLATFORM, Draft, publish, read_manifest, staging
 
 RESULTS = Path(__file__).parent / "results"
 LOAD = 0.7  # of what the server can do
 PAUSE = 3.0  # seconds from one publication to the next
 TARGET_MS = 50.0
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Span:
-    """What clients felt in a span of time; milliseconds."""
-
-    longest_stall_ms: float  # without any answer
-    slowest_answer_ms: float
-    p99_ms: float
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -77,7 +67,7 @@ def _measure(source: Path, workers: int, swaps: int) -> Result:
         with _server(repository, workers) as address:
             with paced_clients(address, images, math.inf) as samples:
                 time.sleep(PAUSE)
-            capacity = _per_second(samples)
+            capacity = per_second(samples)
             with paced_clients(address, images, LOAD * capacity) as samples:
                 time.sleep(PAUSE)
                 published = [_publish_after_pause(source, repository) for _ in range(swaps)]
@@ -124,10 +114,6 @@ def _server(repository: Path, workers: int) -> Iterator[str]:
         process.wait()
 
 
-def _per_second(samples: Sequence[Sample]) -> float:
-    return len(samples) / (samples[-1].came - samples[0].came)
-
-
 def _result(
     workers: int, capacity: float, samples: Sequence[Sample], published: Sequence[float]
 ) -> Result:
@@ -139,23 +125,14 @@ def _result(
     return Result(
         workers,
         round(capacity),
-        round(_per_second(samples)),
+        round(per_second(samples)),
         round(statistics.median(b - a for a, b in zip(published, switched, strict=True)) * 1e3),
         # Before the first publication, and around each switch: most of the second is the loading.
         {
-            "quiet": tuple(_span(samples, start + 1 + n, start + 2 + n) for n in range(4)),
-            "swap": tuple(_span(samples, end - 0.75, end + 0.25) for end in switched),
+            "quiet": tuple(span_of(samples, start + 1 + n, start + 2 + n) for n in range(4)),
+            "swap": tuple(span_of(samples, end - 0.75, end + 0.25) for end in switched),
         },
     )
-
-
-def _span(samples: Sequence[Sample], start: float, end: float) -> Span:
-    inside = [sample for sample in samples if start <= sample.came <= end]
-    came = [sample.came for sample in inside]
-    took = [sample.came - sample.asked for sample in inside]
-    gaps = [b - a for a, b in itertools.pairwise(came)]
-    p99 = statistics.quantiles(took, n=100)[98]
-    return Span(*(round(each * 1e3, 1) for each in (max(gaps), max(took), p99)))
 
 
 def _write(source: Path, results: list[Result], busy: list[float], output: Path) -> None:
@@ -170,13 +147,14 @@ def _write(source: Path, results: list[Result], busy: list[float], output: Path)
         "results": [dataclasses.asdict(result) for result in results],
     }
     (output / "swap.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    swaps = len(results[0].seconds["swap"])
     lines = [
         "# What clients feel while ResNet18 is swapped under load",
         "",
         sentence(machine),
         "",
         f"{CLIENTS} clients in another process, one image per request, at {LOAD:.0%} of what the"
-        f" server reached with them; {len(results[0].seconds['swap'])} swaps. Load average before and after:"
+        f" server reached with them; {swaps} swaps. Load average before and after:"
         f" {busy[0]:.1f}, {busy[1]:.1f}. Milliseconds, in the second around a swap (0.75 s before"
         " the first answer of the new version to 0.25 s after); a stall is a time without any"
         f" answer. Target: no stall above {TARGET_MS:.0f} ms.",
