@@ -158,10 +158,14 @@ def read_manifest(directory: Path) -> Manifest:
 
 def model_names(repository: Path) -> list[str]:
     """Names of the models that have at least one version, sorted."""
+    return [name for name in possible_names(repository) if versions(repository / name)]
+
+
+def possible_names(repository: Path) -> list[str]:
+    """Names in the repository that a model may have, sorted; looks into none of them."""
     if not repository.is_dir():
         raise RepositoryError(f"{repository}: no such model repository")
-    names = (entry.name for entry in repository.iterdir() if _NAME.match(entry.name))
-    return sorted(name for name in names if versions(repository / name))
+    return sorted(entry.name for entry in repository.iterdir() if _NAME.match(entry.name))
 
 
 def versions(model_directory: Path) -> list[int]:
@@ -169,7 +173,15 @@ def versions(model_directory: Path) -> list[int]:
     if not model_directory.is_dir():
         return []
     entries = (entry for entry in model_directory.iterdir() if _VERSION.match(entry.name))
-    return sorted(int(entry.name) for entry in entries if (entry / MANIFEST).is_file())
+    return sorted(int(entry.name) for entry in entries if _has_manifest(entry))
+
+
+def _has_manifest(directory: Path) -> bool:
+    """One that cannot be looked into is not passed over: who reads the manifest will say why."""
+    try:
+        return (directory / MANIFEST).is_file()
+    except OSError:
+        return True
 
 
 def numbered(model_directory: Path, prefix: str) -> list[int]:

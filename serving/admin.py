@@ -22,7 +22,7 @@ class Admin(Protocol):
     def unload(self, name: str) -> None:
         """As ModelControl.unload."""
 
-    def change_logs(self, changes: Mapping[str, bool | int | str]) -> None:
+    def change_logs(self, changes: logs.Changes) -> None:
         """As logs.change."""
 
     def change_trace(self, settings: Mapping[str, tuple[str, ...]], model: str) -> None:
@@ -44,7 +44,7 @@ class ProcessAdmin:
         """Unload a model; see ModelControl."""
         self._control.unload(name)
 
-    def change_logs(self, changes: Mapping[str, bool | int | str]) -> None:
+    def change_logs(self, changes: logs.Changes) -> None:
         """Log more or less."""
         logs.change(changes)
 

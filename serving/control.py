@@ -1,32 +1,22 @@
-"""ModelControl: decides which versions of the repository are served, and loads and unloads them.
+"""ModelControl: decides which versions of the repository are served: Triton's control modes.
 
-Triton's control modes. A version that cannot be loaded never takes down one that is served.
+A version that cannot be loaded never takes down one that is served, nor does a repository that
+cannot be read.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Iterable
 
 import model_repository
 from model_repository import RepositoryError
 from serving.config import ServerConfig, VersionPolicy
-from serving.errors import (
-    LoadFailed,
-    LoadFailure,
-    ModelLoadError,
-    ModelNotFound,
-    NotAllowed,
-    StartupError,
-)
+from serving.errors import LoadFailed, ModelNotFound, NotAllowed, StartupError
+from serving.lifecycle import Lifecycle, Load
 from serving.metrics import Metrics
-from serving.registry import ModelRegistry, ServedModel, State
-
-Load = Callable[[Path], ServedModel]
-# Sizes and times of a version's files: one that failed is tried again only when these differ.
-Fingerprint = tuple[tuple[str, int, int], ...]
+from serving.registry import ModelRegistry, State
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +24,8 @@ log = logging.getLogger(__name__)
 class ModelControl:
     """Brings the registry in line with the repository: at the start, then as the mode says.
 
-    `load` makes a version directory a served model, or raises RepositoryError or ModelLoadError.
-    Changes are made one at a time. Raises StartupError where nothing can ever be served.
+    `load` is Lifecycle's. Changes are made one at a time. Raises StartupError where nothing can
+    ever be served.
     """
 
     def __init__(
@@ -45,25 +35,18 @@ class ModelControl:
         self._mode = config.model_control_mode
         self._policy = VersionPolicy.parse(config.version_policy)
         self._poll_interval = config.poll_interval
-        self._drain_timeout = config.drain_timeout
-        self._at_start = config.load_model
         self._registry = registry
-        self._load = load
-        self._metrics = metrics
-        self._refused: dict[Path, Fingerprint] = {}
-        self._outage = ""  # why the repository could not be read last time
+        self._lifecycle = Lifecycle(self._repository, registry, load, metrics, config.drain_timeout)
+        self._outages: dict[str, str] = {}  # by model, "" for all: why it cannot be read
         self._changing = threading.Lock()
         self._stopping = threading.Event()
-        for name in self._wanted_at_start():
-            for version in self._policy.select(self._published(name)):
-                registry.note(name, version, State.LOADING, "")
+        published = self._published_at_start()
+        self._at_start = self._wanted_at_start(config.load_model, published)
+        self._note(published)
 
     def start(self) -> None:
         """Load what is to be served from the start, which takes as long as that takes."""
-        for name in self._wanted_at_start():
-            if not self._stopping.is_set():
-                with self._changing:
-                    self._converge(name)
+        self._converge_each(self._at_start)
 
     def run(self) -> None:
         """In poll mode, look for changes until `stop`; else return."""
@@ -77,58 +60,68 @@ class ModelControl:
     def poll(self) -> None:
         """Serve what was published since, and no longer what was withdrawn."""
         try:
-            published = model_repository.model_names(self._repository)
-            if not published and self._registry.served:
+            names = model_repository.possible_names(self._repository)
+            if self._registry.served and not any(map(self._may_hold_versions, names)):
                 raise RepositoryError(f"{self._repository}: holds no published model any more")
         except (RepositoryError, OSError) as error:
-            self._report_outage(str(error))
+            self._report("", str(error))
             return
-        self._report_outage("")
-        known = {state.name for state in self._registry.index}
-        for name in sorted({*published, *known}):
-            if self._stopping.is_set():
-                return
-            with self._changing:
-                self._converge(name)
+        self._report("")
+        self._converge_each(sorted({*names, *(state.name for state in self._registry.index)}))
 
     def load(self, name: str) -> None:
         """Load the versions of a model that the policy asks for, those that failed before as well.
 
-        Raises ModelNotFound, LoadFailed where none could be, NotAllowed outside explicit mode.
+        Raises LoadFailed where one of them could not be, though an older one may be served in its
+        place; ModelNotFound; NotAllowed outside explicit mode.
         """
         self._require_explicit()
         with self._changing:
-            self._load_now(name)
+            published = self._require_published(name)
+            for version in published:
+                self._lifecycle.try_again(name, version)
+            self._converge(name)
+            self._require_served(name, self._policy.select(published))
 
     def unload(self, name: str) -> None:
-        """Stop serving a model, when its requests in flight are answered.
+        """Stop serving a model, and return when its requests in flight are answered.
 
         Raises ModelNotFound, and NotAllowed outside explicit mode.
         """
         self._require_explicit()
         with self._changing:
             versions = self._registry.versions(name)
-            if not versions and not self._published(name):
-                raise ModelNotFound(f"model {name!r} is unknown")
-            for version in versions:
-                self._unload(name, version, "was unloaded")
+            if not versions:
+                self._require_published(name)
+            retiring = [self._lifecycle.withdraw(name, v, "was unloaded") for v in versions]
+        for thread in retiring:
+            if thread:
+                thread.join()
 
-    def _wanted_at_start(self) -> list[str]:
+    def _published_at_start(self) -> list[str]:
         try:
-            published = model_repository.model_names(self._repository)
+            names = model_repository.possible_names(self._repository)
         except (RepositoryError, OSError) as error:
-            raise StartupError(f"--model-repository: {error}") from None
-        if self._mode == "explicit":
-            return published if self._at_start == ("*",) else self._named_at_start(published)
-        if not published and self._mode == "none":
-            raise StartupError(f"--model-repository: {self._repository}: holds no published model")
-        return published
+            raise StartupError(f"--model-repository: {_told(error)}") from None
+        return [name for name in names if self._may_hold_versions(name)]
 
-    def _named_at_start(self, published: list[str]) -> list[str]:
-        for name in self._at_start:
+    def _wanted_at_start(self, asked: tuple[str, ...], published: list[str]) -> list[str]:
+        if self._mode == "none" and not published:
+            raise StartupError(f"--model-repository: {self._repository}: holds no published model")
+        if self._mode != "explicit" or asked == ("*",):
+            return published
+        for name in asked:
             if name not in published:
                 raise StartupError(f"--load-model: {self._repository} holds no model {name!r}")
-        return list(self._at_start)
+        return list(asked)
+
+    def _note(self, published: list[str]) -> None:
+        """Make known what will be loaded, and what may be on request."""
+        for name in published:
+            loading = name in self._at_start
+            state = State.LOADING if loading else State.UNAVAILABLE
+            for version in self._policy.select(self._published(name)):
+                self._registry.note(name, version, state, "" if loading else "was not loaded")
 
     def _require_explicit(self) -> None:
         if self._mode != "explicit":
@@ -137,117 +130,107 @@ class ModelControl:
                 f" not {self._mode}"
             )
 
-    def _load_now(self, name: str) -> None:
-        published = self._published(name)
+    def _require_published(self, name: str) -> list[int]:
+        """Versions of a model; looked up, so that no name leads out of the repository."""
+        try:
+            known = name in model_repository.possible_names(self._repository)
+            published = model_repository.versions(self._repository / name) if known else []
+        except (RepositoryError, OSError) as error:
+            raise LoadFailed(f"the model repository cannot be read: {_told(error)}") from None
         if not published:
-            raise ModelNotFound(f"{self._repository} holds no model {name!r}")
-        for version in published:
-            self._refused.pop(self._directory(name, version), None)
-        if not self._converge(name):
-            reasons = [s.reason for s in self._registry.index if s.name == name and s.reason]
-            raise LoadFailed(f"model {name!r} could not be loaded: {'; '.join(reasons)}")
+            raise ModelNotFound(f"the model repository holds no model {name!r}")
+        return published
 
-    def _converge(self, name: str) -> list[int]:
-        """Serve of one model what the policy asks for and can be loaded; these versions.
+    def _require_served(self, name: str, wanted: Iterable[int]) -> None:
+        served = self._registry.versions(name)
+        reasons = {state.version: state.reason for state in self._registry.index_of(name)}
+        gone = "it left the repository meanwhile"
+        failed = [
+            f"version {version}: {reasons.get(version, gone)}"
+            for version in wanted
+            if version not in served or reasons.get(version)
+        ]
+        if failed or not served:
+            listed = ", ".join(map(str, served)) or "none"
+            why = "; ".join(failed) or "the version policy chooses none"
+            raise LoadFailed(f"model {name!r} could not be loaded: {why} (served: {listed})")
 
-        Where that is nothing at all though something is published, what is served stays.
+    def _converge_each(self, names: Iterable[str]) -> None:
+        for name in names:
+            if self._stopping.is_set():
+                return
+            try:
+                with self._changing:
+                    self._converge(name)
+            except OSError as error:
+                self._report(name, str(error))
+            except Exception:  # the others are to be served, and this one looked at again
+                log.exception("model %s stays as it is", name)
+            else:
+                self._report(name)
+
+    def _converge(self, name: str) -> None:
+        """Serve of one model what the policy asks for and can be loaded.
+
+        Where that is nothing at all though something is published, what is served stays. Raises
+        OSError where the repository cannot tell.
         """
-        published = self._published(name)
-        wanted = self._loaded(name, published)
+        published = model_repository.versions(self._repository / name)
+        wanted = self._served_of(name, published)
         if wanted or not published:
             for version in self._registry.versions(name):
                 if version not in wanted:
-                    self._unload(name, version, "is not wanted by the version policy any more")
+                    gone = version not in published
+                    why = "left the repository" if gone else "is not wanted by the version policy"
+                    self._lifecycle.withdraw(name, version, why)
         self._forget(name, published)
-        return wanted
 
-    def _loaded(self, name: str, published: list[int]) -> list[int]:
+    def _served_of(self, name: str, published: list[int]) -> list[int]:
         """Versions that the policy chooses among those that can be served, loaded where needed.
 
         The latest are the latest that can be loaded: a broken one is passed over.
         """
+        serve = self._lifecycle.serve
         if self._policy.latest is None:
-            return [v for v in self._policy.select(published) if self._is_served(name, v)]
+            return [v for v in self._policy.select(published) if serve(name, v)]
         latest: list[int] = []
         for version in reversed(published):
-            if len(latest) < self._policy.latest and self._is_served(name, version):
+            if len(latest) < self._policy.latest and serve(name, version):
                 latest.append(version)
         return latest
-
-    def _is_served(self, name: str, version: int) -> bool:
-        """Whether the version is served, after it was loaded if need be."""
-        directory = self._directory(name, version)
-        if version in self._registry.versions(name):
-            return True
-        fingerprint = _fingerprint(directory)
-        if self._refused.get(directory) == fingerprint:
-            return False
-        self._registry.note(name, version, State.LOADING, "")
-        try:
-            served = self._load(directory)
-        except Exception as error:  # one broken version, however broken, must not stop the rest
-            self._refuse(name, version, error)
-            self._refused[directory] = fingerprint
-            return False
-        self._registry.add(served)
-        served.metrics.loaded(served.model.load_seconds)
-        log.info("model %s version %d is served", name, version)
-        return True
-
-    def _refuse(self, name: str, version: int, error: Exception) -> None:
-        expected = isinstance(error, RepositoryError | ModelLoadError)
-        reason = str(error) if expected else f"{type(error).__name__}; the server's log says more"
-        log.error("model %s version %d is not served: %s", name, version, reason)
-        if not expected:
-            log.error("unexpected error", exc_info=error)
-        self._metrics.load_failed(name, version, _kind(error))
-        self._registry.note(name, version, State.UNAVAILABLE, reason)
-
-    def _unload(self, name: str, version: int, why: str) -> None:
-        """Route no more requests to a version, let it finish, and free it."""
-        served = self._registry.remove(name, version)
-        if served is None:
-            return
-        self._registry.note(name, version, State.UNLOADING, "")
-        if not served.batcher.close(self._drain_timeout):
-            log.warning("model %s version %d did not finish in time", name, version)
-        served.metrics.unloaded()
-        self._registry.note(name, version, State.UNAVAILABLE, why)
-        log.info("model %s version %d %s", name, version, why)
 
     def _forget(self, name: str, published: Iterable[int]) -> None:
         """Drop from the index what is neither served nor in the repository."""
         here = {*published, *self._registry.versions(name)}
-        for state in self._registry.index:
-            if state.name == name and state.version not in here:
-                self._registry.forget(name, state.version)
-                self._refused.pop(self._directory(name, state.version), None)
+        for state in self._registry.index_of(name):
+            if state.version not in here:
+                self._lifecycle.forget(name, state.version)
+
+    def _may_hold_versions(self, name: str) -> bool:
+        """A directory that cannot be read is not an empty one."""
+        try:
+            return bool(model_repository.versions(self._repository / name))
+        except OSError:
+            return True
 
     def _published(self, name: str) -> list[int]:
-        return model_repository.versions(self._repository / name)
+        try:
+            return model_repository.versions(self._repository / name)
+        except OSError:
+            return []
 
-    def _directory(self, name: str, version: int) -> Path:
-        return self._repository / name / str(version)
-
-    def _report_outage(self, reason: str) -> None:
-        """Say once that the repository cannot be read, and once that it can again."""
-        if reason and reason != self._outage:
-            log.error("what is served stays as it is: %s", reason)
-        elif self._outage and not reason:
-            log.info("the model repository can be read again")
-        self._outage = reason
-
-
-def _kind(error: Exception) -> LoadFailure:
-    if isinstance(error, ModelLoadError):
-        return error.reason
-    return LoadFailure.MANIFEST if isinstance(error, RepositoryError) else LoadFailure.OTHER
+    def _report(self, name: str, reason: str = "") -> None:
+        """Say once that a model, or with no name the repository, cannot be read, or can again."""
+        before = self._outages.pop(name, "")
+        if reason:
+            self._outages[name] = reason
+        if reason and reason != before:
+            log.error("%s stays as it is: %s", name or "what is served", reason)
+        elif before and not reason:
+            log.info("%s can be read again", name or "the model repository")
 
 
-def _fingerprint(directory: Path) -> Fingerprint:
-    """Empty for a directory that cannot be read."""
-    try:
-        stats = [(entry.name, entry.stat()) for entry in directory.iterdir()]
-    except OSError:
-        return ()
-    return tuple(sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
+def _told(error: RepositoryError | OSError) -> str:
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}"
+    return str(error)

@@ -23,13 +23,14 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Serve until SIGTERM or SIGINT; the exit status."""
     config = parse(argv, environ)
     logs.configure(config.log_level)
+    stopping = _on_signals()
     try:
         server = _server(config)
         server.start()
     except StartupError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    _wait_for_signal()
+    stopping.wait()
     log.info("draining, for at most %g s", config.drain_timeout)
     server.stop()
     log.info("drained")
@@ -40,8 +41,8 @@ def _server(config: ServerConfig) -> Server | Supervisor:
     return Server(config) if config.workers == 1 else Supervisor(config)
 
 
-def _wait_for_signal() -> None:
-    """Return at the first SIGTERM or SIGINT; only SIGINT, pressed again, then kills.
+def _on_signals() -> threading.Event:
+    """An event that the first SIGTERM or SIGINT sets; only SIGINT, pressed again, then kills.
 
     A second SIGTERM is nobody's impatience: `timeout` and some init processes send two.
     """
@@ -54,4 +55,4 @@ def _wait_for_signal() -> None:
 
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, stop)
-    stopping.wait()
+    return stopping

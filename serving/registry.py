@@ -31,7 +31,8 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class VersionState:
-    """One line of the repository index; the reason is empty where the version is ready."""
+    """One line of the repository index. One that is ready has a reason only where its files were
+    replaced by others that could not be loaded."""
 
     name: str
     version: int
@@ -103,7 +104,7 @@ class ServedModel:
 class ModelRegistry:
     """What is served by name and version. `get` takes no lock; changes are rare, and copy.
 
-    `on_change` is told, after each change, of a model and whether any version of it is served.
+    `on_change` is told of a model that is new or has changed, and whether it is served at all.
     """
 
     def __init__(self, on_change: Callable[[str, bool], None] = lambda name, served: None) -> None:
@@ -137,33 +138,59 @@ class ModelRegistry:
     def index(self) -> list[VersionState]:
         """Every version that is known of, by name, then version."""
         with self._lock:
-            items = sorted(self._states.items())
-            return [states[version] for _, states in items for version in sorted(states)]
+            names = sorted(self._states)
+        return [state for name in names for state in self.index_of(name)]
 
-    def add(self, served: ServedModel) -> None:
-        """Serve a version, from now on as the latest where its number is the highest."""
+    def index_of(self, name: str) -> list[VersionState]:
+        """Every version of one model that is known of, ascending."""
+        with self._lock:
+            return [state for _, state in sorted(self._states.get(name, {}).items())]
+
+    def add(self, served: ServedModel) -> ServedModel | None:
+        """Serve a version, from now on as the latest where its number is the highest.
+
+        Returns what was served under that number before, which is the caller's to close.
+        """
         name, version = served.manifest.name, served.manifest.version
         with self._lock:
-            models = {**self._served.get(name, {}), version: served}
-            self._replace(name, models)
-            self._states.setdefault(name, {})[version] = VersionState(name, version, State.READY)
+            models = dict(self._served.get(name, {}))
+            replaced = models.get(version)
+            self._replace(name, {**models, version: served})
+            self._set(name, version, State.READY)
         self._on_change(name, True)
+        return replaced
 
     def remove(self, name: str, version: int) -> ServedModel | None:
         """Send no more requests to a version; it is the caller's to let it finish and close it."""
         with self._lock:
             models = dict(self._served.get(name, {}))
             served = models.pop(version, None)
+            if served is None:
+                return None
             self._replace(name, models)
+            self._set(name, version, State.UNLOADING)
         self._on_change(name, bool(models))
         return served
 
-    def note(self, name: str, version: int, state: State, reason: str) -> None:
+    def retired(self, name: str, version: int, why: str) -> bool:
+        """A version that was removed is closed; false where its number is served again already."""
+        with self._lock:
+            if version in self._served.get(name, {}):
+                return False
+            # Not so for one that left the repository and is forgotten, or is loading again.
+            state = self._states.get(name, {}).get(version)
+            if state and state.state is State.UNLOADING:
+                self._set(name, version, State.UNAVAILABLE, why)
+            return True
+
+    def note(self, name: str, version: int, state: State, reason: str = "") -> None:
         """Remember why a version is not served; one that is served stays READY."""
         with self._lock:
-            if version not in self._served.get(name, {}):
-                states = self._states.setdefault(name, {})
-                states[version] = VersionState(name, version, state, reason)
+            new = name not in self._states
+            is_served = version in self._served.get(name, {})
+            self._set(name, version, State.READY if is_served else state, reason)
+        if new:
+            self._on_change(name, False)
 
     def forget(self, name: str, version: int) -> None:
         """The version is neither served nor in the repository any more."""
@@ -172,6 +199,11 @@ class ModelRegistry:
             states.pop(version, None)
             if not states:
                 self._states.pop(name, None)
+
+    def _set(self, name: str, version: int, state: State, reason: str = "") -> None:
+        """The lock is held."""
+        states = self._states.setdefault(name, {})
+        states[version] = VersionState(name, version, state, reason)
 
     def _replace(self, name: str, models: dict[int, ServedModel]) -> None:
         """Route to these versions of a model. The lock is held."""
@@ -201,4 +233,6 @@ class ModelRegistry:
 def _why(state: VersionState) -> str:
     if state.state is State.LOADING:
         return "is still loading"
+    if state.state is State.UNLOADING:
+        return "is being unloaded"
     return f"is not served: {state.reason}"

@@ -6,6 +6,7 @@ processes there are: `/metrics` and the directory of counters. `workers` runs se
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import logging
 import socket
@@ -14,11 +15,13 @@ import time
 from collections.abc import Callable
 from concurrent import futures
 from pathlib import Path
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client.exposition import ThreadingWSGIServer
 
 import model_repository
 from serving import model as models
@@ -46,6 +49,8 @@ THREADS = 16
 MAX_CALLS_PER_CONNECTION = 4096
 # Seconds for the last answers to leave, and then for streams, such as health watches, to end.
 LAST_ANSWERS = 0.5
+# Seconds in which the metrics' thread sees that it is to stop.
+STOPS_WITHIN = 0.05
 
 log = logging.getLogger("serving")
 
@@ -141,6 +146,10 @@ class InferenceServer:
         # Open streams would hold gRPC's own wait to its end; only inference is worth waiting for.
         self.wait_until_idle(self._config.drain_timeout)
         self._grpc.stop(min(LAST_ANSWERS, self._config.drain_timeout)).wait()
+        if self._loader.is_alive():
+            self._loader.join(self._config.drain_timeout)
+        for served in self.registry.served:
+            served.batcher.close(0.0)
 
     def _run(self) -> None:
         log.info(self._runtime.why)
@@ -170,6 +179,7 @@ class InferenceServer:
         if (manifest.name, str(manifest.version)) != (name, number):
             message = f"{directory}: the manifest is that of {manifest.name} {manifest.version}"
             raise ModelLoadError(message, "manifest")
+        model_repository.require_model_name(name)
         model = models.load(directory, manifest, self._runtime)
         return ServedModel(model, self._config, self._metrics.model(name, manifest.version))
 
@@ -201,16 +211,33 @@ class MetricsServer:
         self.registry.register(Collector(counters))
         host, port = config.host, config.metrics_port
         try:
-            self._server, _ = start_http_server(port, host, self.registry)
+            self._server = _listen_for_scrapes(host, port, self.registry)
         except OSError as error:
             raise cannot_listen("--metrics-port", host, port, error) from None
         self.port = self._server.server_port
+        serve = functools.partial(self._server.serve_forever, poll_interval=STOPS_WITHIN)
+        threading.Thread(target=serve, name="metrics", daemon=True).start()
         log.info("metrics on http://%s/metrics", address(host, self.port))
 
     def stop(self) -> None:
         """Stop answering."""
         self._server.shutdown()
         self._server.server_close()
+
+
+class _SilentHandler(WSGIRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        """A scrape is nothing to log."""
+
+
+def _listen_for_scrapes(host: str, port: int, registry: CollectorRegistry) -> WSGIServer:
+    """As prometheus_client's start_http_server, which takes half a second to stop."""
+    family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+
+    class Listener(ThreadingWSGIServer):
+        address_family = family
+
+    return make_server(host, port, make_wsgi_app(registry), Listener, _SilentHandler)
 
 
 class Server:

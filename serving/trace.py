@@ -1,4 +1,4 @@
-"""Tracer: Triton's trace settings. A traced request is one line of JSON in the log.
+"""Tracer: Triton's trace settings. A traced request is one line of JSON in the log, at level info.
 
 Settings are a list of texts each, as in Triton: `trace_level` OFF or TIMESTAMPS, `trace_rate` (one
 request in so many), `trace_count` (so many more, -1 for no end). A model may have its own.
@@ -6,7 +6,6 @@ request in so many), `trace_count` (so many more, -1 for no end). A model may ha
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import threading
@@ -22,15 +21,32 @@ Settings = dict[str, tuple[str, ...]]
 log = logging.getLogger(__name__)
 
 
+class _Sampling:
+    """Which of the requests under one set of settings are traced."""
+
+    def __init__(self, rate: int, count: int) -> None:
+        self._rate = rate
+        self._left = count  # negative: no end
+        self._seen = 0
+        self._lock = threading.Lock()
+
+    def takes_next(self) -> bool:
+        """Whether the next request is traced; the first one is, then one in `rate`."""
+        with self._lock:
+            taken = bool(self._left) and self._seen % self._rate == 0
+            self._seen += 1
+            self._left -= taken and self._left > 0
+        return taken
+
+
 class Tracer:
     """Decides which requests are traced. `active` is false where none can be: it costs nothing."""
 
     def __init__(self) -> None:
         self.active = False
         self._settings: dict[str, Settings] = {"": dict(_DEFAULTS)}
-        self._left: dict[str, int] = {}
-        self._numbers = itertools.count()
-        self._lock = threading.Lock()
+        self._samplings: dict[str, _Sampling] = {}  # of those names whose tracing is on
+        self._changing = threading.Lock()
 
     def settings(self, model: str = "") -> Settings:
         """What holds for a model, or by default where the name is empty."""
@@ -39,38 +55,28 @@ class Tracer:
     def change(self, settings: Mapping[str, tuple[str, ...]], model: str = "") -> None:
         """Change settings of a model, or of all that have none; one without values is reset.
 
-        Raises InvalidInput naming the setting, and then changes nothing.
+        Raises InvalidInput naming the setting, and then changes nothing. Counting begins anew.
         """
         for name, values in settings.items():
             _check(name, values)
-        with self._lock:
-            kept = dict(self._settings.get(model, {}))
-            for name, values in settings.items():
-                kept.pop(name, None)
-                if values:
-                    kept[name] = values
+        with self._changing:
+            kept = {**self._settings.get(model, {}), **settings}
+            kept = {name: values for name, values in kept.items() if values}
             self._settings[model] = kept if model else {**_DEFAULTS, **kept}
-            self._left.pop(model, None)
-            self.active = any(_is_on(each) for each in self._settings.values())
+            if model and not kept:
+                del self._settings[model]
+            self._samplings = {
+                name: _Sampling(int(now["trace_rate"][0]), int(now["trace_count"][0]))
+                for name in self._settings
+                if TIMESTAMPS in (now := self.settings(name))["trace_level"]
+            }
+            self.active = bool(self._samplings)
 
     def record(self, model: str, request_id: str, facts: Callable[[], dict[str, object]]) -> None:
         """Log what the facts say of an answered request, if it is one of those to trace."""
-        if self._wanted(model):
+        sampling = self._samplings.get(model if model in self._settings else "")
+        if sampling and sampling.takes_next():
             log.info("trace %s", json.dumps({"model": model, "id": request_id, **facts()}))
-
-    def _wanted(self, model: str) -> bool:
-        settings = self.settings(model)
-        if not _is_on(settings) or next(self._numbers) % int(settings["trace_rate"][0]):
-            return False
-        key = model if model in self._settings else ""
-        with self._lock:
-            left = self._left.get(key, int(settings["trace_count"][0]))
-            self._left[key] = left - 1 if left > 0 else left
-        return left != 0
-
-
-def _is_on(settings: Settings) -> bool:
-    return TIMESTAMPS in settings.get("trace_level", ())
 
 
 def _check(name: str, values: tuple[str, ...]) -> None:

@@ -1,148 +1,34 @@
-"""One worker process of several: an inference server that a supervisor starts, tells and stops.
-
-Owns the messages that the two exchange.
-"""
+"""One worker process of several: an inference server that a supervisor starts, tells and stops."""
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import signal
-import threading
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from serving import logs
 from serving.admin import Admin, ProcessAdmin
-from serving.config import ServerConfig
-from serving.errors import StartupError
+from serving.changes import GroupAdmin
+from serving.errors import ServingError, StartupError
+from serving.messages import (
+    Change,
+    Do,
+    Done,
+    Failed,
+    GroupReady,
+    Listening,
+    Order,
+    Ready,
+    Stop,
+    Told,
+)
 from serving.server import InferenceServer
 
 log = logging.getLogger("serving.worker")
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """A method of Admin and its arguments; a later one with the same key takes its place."""
-
-    method: str
-    arguments: tuple[Any, ...]
-    key: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What a worker is started with. A replacement listens when it is ready, and not before."""
-
-    config: ServerConfig
-    counters: Path
-    number: int
-    replacement: bool
-    journal: tuple[Change, ...]  # what was changed since the server started
-    group_ready: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Listening:
-    """Worker: it answers, and loads its models now."""
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """Worker: it cannot start."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """Worker: its models are loaded."""
-
-
-@dataclass(frozen=True, slots=True)
-class Do:
-    """Worker: have all workers make a change. Supervisor: make it."""
-
-    number: int
-    change: Change
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """Worker: it has made the change, or failed to."""
-
-    number: int
-    error: Exception | None
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """Supervisor: all workers have made the change, or one failed to."""
-
-    number: int
-    error: Exception | None
-
-
-@dataclass(frozen=True, slots=True)
-class GroupReady:
-    """Supervisor: all workers are ready."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """Supervisor: drain, and end."""
-
-
-class GroupAdmin:
-    """Changes all workers: each call asks the supervisor and waits until every one has done it."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._sending = threading.Lock()
-        self._numbers = itertools.count()
-        self._asked: dict[int, Future[None]] = {}
-
-    def load(self, name: str) -> None:
-        """Load a model in all workers."""
-        self._ask(Change("load", (name,), ("model", name)))
-
-    def unload(self, name: str) -> None:
-        """Unload a model in all workers."""
-        self._ask(Change("unload", (name,), ("model", name)))
-
-    def change_logs(self, changes: Mapping[str, bool | int | str]) -> None:
-        """Log more or less in all workers."""
-        self._ask(Change("change_logs", (dict(changes),), ("logs", *sorted(changes))))
-
-    def change_trace(self, settings: Mapping[str, tuple[str, ...]], model: str) -> None:
-        """Trace more or less in all workers."""
-        key = ("trace", model, *sorted(settings))
-        self._ask(Change("change_trace", (dict(settings), model), key))
-
-    def send(self, message: object) -> None:
-        """Send to the supervisor; from any thread."""
-        with self._sending:
-            self._connection.send(message)
-
-    def told(self, message: Told) -> None:
-        """The supervisor says how a change went."""
-        future = self._asked.pop(message.number)
-        if message.error:
-            future.set_exception(message.error)
-        else:
-            future.set_result(None)
-
-    def _ask(self, change: Change) -> None:
-        number = next(self._numbers)
-        self._asked[number] = future = Future[None]()
-        self.send(Do(number, change))
-        future.result()
 
 
 class _Worker:
@@ -173,16 +59,22 @@ class _Worker:
         self._changes.submit(self._begin)
         while self._hear(wait([self._connection, stop])):
             pass
+        self._group.end()
         self._server.stop()
 
     def _begin(self) -> None:
-        """Come to where the others are, then say so."""
-        self._server.wait_until_loaded()
-        for change in self._order.journal:
-            self._make(change)
-        if self._order.replacement:
-            self._server.listen()
-        self._group.send(Ready())
+        """Come to where the others are, then say so, or that it cannot be."""
+        try:
+            self._server.wait_until_loaded()
+            for change in self._order.journal:
+                self._make(change)
+            if self._order.replacement:
+                self._server.listen()
+        except Exception as error:  # nobody looks at what this thread raises
+            log.exception("the worker cannot begin")
+            self._group.send(Failed(f"{type(error).__name__}: {error}"))
+        else:
+            self._group.send(Ready())
 
     def _hear(self, ready: list[Any]) -> bool:
         """Act on a message; false where it is time to stop."""
@@ -206,10 +98,14 @@ class _Worker:
         self._group.send(Done(order.number, self._make(order.change)))
 
     def _make(self, change: Change) -> Exception | None:
+        """What the asker is to get: a ServingError as it is, of others only that there was one."""
         try:
             getattr(self._server.admin, change.method)(*change.arguments)
-        except Exception as error:  # the asker gets it, whatever it is
+        except ServingError as error:
             return error
+        except Exception as error:  # not every one survives the way to another process
+            log.exception("a change failed")
+            return RuntimeError(f"{type(error).__name__} in worker {self._order.number}")
         return None
 
 
@@ -221,7 +117,7 @@ def run(order: Order, connection: Connection) -> None:
     def terminate(number: int, frame: FrameType | None) -> None:
         os.write(stopping, b"x")
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal, which the supervisor heard too
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: it is for the supervisor
     signal.signal(signal.SIGTERM, terminate)
     try:
         _Worker(order, connection).serve(stop)

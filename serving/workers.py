@@ -6,23 +6,25 @@ administrator changes through one worker to all of them, and serves the metrics 
 
 from __future__ import annotations
 
-import itertools
 import logging
 import multiprocessing
+import signal
 import socket
 import threading
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
+from serving.changes import Changes
 from serving.config import ServerConfig
 from serving.counter_directory import CounterDirectory
 from serving.errors import StartupError
+from serving.messages import Do, Done, Failed, GroupReady, Order, Ready, Stop, Told
 from serving.metrics import SupervisorMetrics
 from serving.server import MetricsServer, address, cannot_listen, check_free
-from serving.worker import Change, Do, Done, Failed, GroupReady, Order, Ready, Stop, Told, run
+from serving.worker import run
 
 # How long a worker that died at once is left before the next try, at most, in seconds.
 LONGEST_PAUSE = 5.0
@@ -46,17 +48,6 @@ class _Slot:
     ready: bool = False
 
 
-@dataclass(slots=True)
-class _Broadcast:
-    """An order that all workers are carrying out for one that asked."""
-
-    asked_by: int
-    number: int  # the asker's
-    change: Change
-    waiting: set[int]
-    error: Exception | None = None
-
-
 class Supervisor:
     """A server of `config.workers` processes. `start` returns when all listen; `stop` drains."""
 
@@ -67,9 +58,7 @@ class Supervisor:
         self._metrics = SupervisorMetrics(self._counters.path)
         self._slots: dict[int, _Slot] = {}
         self._due: dict[int, tuple[float, int]] = {}  # slot → when to replace, failures so far
-        self._journal: dict[tuple[str, ...], Change] = {}
-        self._broadcasts: dict[int, _Broadcast] = {}
-        self._numbers = itertools.count()
+        self._changes = Changes()
         self._all_ready = False
         self._stopping = False
         self._wake, self._woken = self._context.Pipe()
@@ -114,15 +103,18 @@ class Supervisor:
             counters=self._counters.path,
             number=number,
             replacement=self._all_ready,
-            journal=tuple(self._journal.values()),
+            journal=self._changes.journal,
             group_ready=self._all_ready,
         )
         process = self._context.Process(
             target=run, args=(order, theirs), name=f"worker-{number}", daemon=True
         )
-        process.start()
+        _start_without_interrupts(process)
+        log.info("worker %d is process %s", number, process.pid)
         theirs.close()  # so that our end sees the worker's death
-        self._slots[number] = _Slot(number, process, ours, time.monotonic(), failures)
+        self._slots[number] = slot = _Slot(number, process, ours, time.monotonic(), failures)
+        for message in self._changes.join(number):
+            self._send(message, slot)
 
     def _wait_until_told(self, slot: _Slot) -> None:
         """Until the worker listens, at the start of the server."""
@@ -151,7 +143,14 @@ class Supervisor:
         for number, (when, failures) in list(self._due.items()):
             if when <= now and not self._stopping:
                 del self._due[number]
-                self._spawn(number, failures)
+                self._respawn(number, failures)
+
+    def _respawn(self, number: int, failures: int) -> None:
+        try:
+            self._spawn(number, failures)
+        except OSError as error:
+            log.error("worker %d cannot be started: %s", number, error)
+            self._due[number] = (time.monotonic() + LONGEST_PAUSE, failures + 1)
 
     def _hear(self, slot: _Slot) -> None:
         """Act on one message of a worker, or on its death."""
@@ -162,13 +161,16 @@ class Supervisor:
             return
         if isinstance(message, Ready):
             slot.ready = True
+            log.info("worker %d is ready", slot.number)
             self._tell_when_all_are_ready()
         elif isinstance(message, Do):
-            self._broadcast(slot, message)
+            order = self._changes.begin(slot.number, message, self._slots)
+            self._send_all(order)
         elif isinstance(message, Done):
-            self._finish(slot, message.number, message.error)
+            self._tell(self._changes.done(slot.number, message.number, message.error))
         elif isinstance(message, Failed):
             log.error("worker %d cannot start: %s", slot.number, message.reason)
+            self._send(Stop(), slot)
 
     def _bury(self, slot: _Slot) -> None:
         """Replace a worker that died; what it was still to do counts as done."""
@@ -184,8 +186,8 @@ class Supervisor:
         )
         self._due[slot.number] = (time.monotonic() + pause, failures)
         self._metrics.restarted()
-        for number in list(self._broadcasts):
-            self._finish(slot, number, None)
+        for told in self._changes.leave(slot.number):
+            self._tell(told)
 
     def _tell_when_all_are_ready(self) -> None:
         slots = self._slots.values()
@@ -193,47 +195,45 @@ class Supervisor:
             self._all_ready = all(slot.ready for slot in slots)
             if self._all_ready:
                 log.info("all %d workers are ready", len(slots))
-                self._send_all(GroupReady(), slots)
+                self._send_all(GroupReady())
 
-    def _broadcast(self, asker: _Slot, order: Do) -> None:
-        """Let every worker do what one was asked to, then tell that one how it went."""
-        number = next(self._numbers)
-        self._broadcasts[number] = _Broadcast(
-            asker.number, order.number, order.change, set(self._slots)
-        )
-        self._send_all(Do(number, order.change), self._slots.values())
+    def _tell(self, told: tuple[int, Told] | None) -> None:
+        """Tell the worker that asked for a change how it went, if it is over."""
+        if told:
+            asker, message = told
+            self._send(message, self._slots[asker])
 
-    def _finish(self, slot: _Slot, number: int, error: Exception | None) -> None:
-        broadcast = self._broadcasts[number]
-        broadcast.waiting.discard(slot.number)
-        broadcast.error = broadcast.error or error
-        if broadcast.waiting:
-            return
-        del self._broadcasts[number]
-        if broadcast.error is None:
-            self._journal.pop(broadcast.change.key, None)
-            self._journal[broadcast.change.key] = broadcast.change
-        asker = self._slots.get(broadcast.asked_by)
-        if asker:
-            self._send_all(Told(broadcast.number, broadcast.error), [asker])
+    def _send_all(self, message: object) -> None:
+        for slot in self._slots.values():
+            self._send(message, slot)
 
-    def _send_all(self, message: object, slots: Iterable[_Slot]) -> None:
-        for slot in slots:
-            try:
-                slot.connection.send(message)
-            except OSError:
-                log.debug("worker %d is gone", slot.number)  # its death is heard next
+    def _send(self, message: object, slot: _Slot) -> None:
+        try:
+            slot.connection.send(message)
+        except OSError:
+            log.debug("worker %d is gone", slot.number)  # its death is heard next
 
     def _end_all(self, timeout: float) -> None:
         """Stop every worker, and kill those that have not ended in time."""
         end = time.monotonic() + timeout
-        self._send_all(Stop(), self._slots.values())
+        self._send_all(Stop())
         for slot in self._slots.values():
             slot.process.join(max(0.0, end - time.monotonic()) if timeout else 1.0)
             if slot.process.is_alive():
                 log.error("worker %d did not end in time and is killed", slot.number)
                 slot.process.kill()
                 slot.process.join()
+
+
+def _start_without_interrupts(process: BaseProcess) -> None:
+    """Ctrl-C goes to every process of the terminal, and a worker that still imports would end with
+    a traceback: it inherits that the signal is blocked."""
+    resource_tracker.ensure_running()  # else it is started with the process, and unblocks it
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _reserve(host: str, port: int) -> socket.socket:

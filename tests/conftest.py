@@ -25,6 +25,7 @@ from sklearn.datasets import load_digits
 from model_repository import HOLDOUT, ONNX_PLATFORM, Draft, TensorSpec, Variant, publish, staging
 from serving.config import ServerConfig
 from serving.device import why_no_cuda
+from serving.pb import inference_pb2 as pb
 from serving.pb import inference_pb2_grpc as pb_grpc
 from serving.server import Server
 from training.data import load_dataset
@@ -204,7 +205,7 @@ def publish_slow(repository: Path) -> Path:
 def publish_model(
     repository: Path,
     name: str,
-    write: Callable[[Path], None],
+    write: Callable[[Path], object],
     inputs: tuple[TensorSpec, ...],
     outputs: tuple[TensorSpec, ...],
     labels: tuple[str, ...] = (),
@@ -354,3 +355,99 @@ def server_process(*arguments: str) -> Iterator[Process]:
         popen.wait()
         assert popen.stderr is not None
         popen.stderr.close()
+
+
+def save_times(path: Path, factor: int) -> None:
+    """y = factor * x, so that an answer tells which version gave it."""
+    node = helper.make_node("Mul", ["x", "factor"], ["y"])
+    shape: list[str | int] = ["N", 1]
+    graph = helper.make_graph(
+        [node],
+        "times",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
+        [numpy_helper.from_array(np.array([factor], np.float32), "factor")],
+    )
+    save(graph, path)
+
+
+def publish_times(repository: Path, name: str = "times", factor: int | None = None) -> Path:
+    """Publish the next version of a model that multiplies by its version number."""
+    model = repository / name
+    taken = [int(p.name.rpartition("-")[2]) for p in model.glob("*") if p.name[-1].isdigit()]
+    number = max(taken, default=0) + 1
+    x, y = (TensorSpec(each, "FP32", (-1, 1)) for each in ("x", "y"))
+    return publish_model(
+        repository, name, lambda path: save_times(path, factor or number), (x,), (y,)
+    )
+
+
+def times_request(*values: float, name: str = "times", version: str = "") -> pb.ModelInferRequest:
+    """A row for each of the values."""
+    raw = np.array(values, np.float32).tobytes()
+    request = pb.ModelInferRequest(model_name=name, model_version=version, raw_input_contents=[raw])
+    request.inputs.add(name="x", datatype="FP32", shape=[len(values), 1])
+    return request
+
+
+@dataclasses.dataclass
+class Load:
+    """What clients got that ask without pause; `wait_for` a version's first answer."""
+
+    versions: set[str] = dataclasses.field(default_factory=set)
+    answers: int = 0
+    faults: list[str] = dataclasses.field(default_factory=list)
+    changed: threading.Condition = dataclasses.field(default_factory=threading.Condition)
+    over: threading.Event = dataclasses.field(default_factory=threading.Event)
+
+    def wait_for(self, version: str, timeout: float = 20) -> bool:
+        """Whether an answer of that version came, or comes in time."""
+        with self.changed:
+            return self.changed.wait_for(lambda: version in self.versions, timeout)
+
+    def wait_for_answers(self, more: int, timeout: float = 20) -> bool:
+        """Whether so many more answers come in time."""
+        with self.changed:
+            target = self.answers + more
+            return self.changed.wait_for(lambda: self.answers >= target, timeout)
+
+    def ask(self, address: str, seed: int) -> None:
+        """Ask `times` for the product of random numbers until it is over."""
+        random = np.random.default_rng(seed)
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        with grpc.insecure_channel(address, options) as channel:
+            stub = pb_grpc.GRPCInferenceServiceStub(channel)
+            while not self.over.is_set():
+                values = random.integers(1, 1000, random.integers(1, 5)).astype(np.float32)
+                try:
+                    answer = stub.ModelInfer(times_request(*values), timeout=20)
+                except grpc.RpcError as error:
+                    self.add("", str(error))
+                    continue
+                products = np.frombuffer(answer.raw_output_contents[0], np.float32)
+                right = (values * np.float32(answer.model_version)).tolist()
+                fault = "" if products.tolist() == right else f"{values} gave {products}"
+                self.add(answer.model_version, fault)
+
+    def add(self, version: str, fault: str) -> None:
+        """An answer of that version, or a fault."""
+        with self.changed:
+            self.answers += 1
+            self.versions.add(version)
+            self.faults += [fault] if fault else []
+            self.changed.notify_all()
+
+
+@contextmanager
+def under_load(address: str, clients: int = 3) -> Iterator[Load]:
+    """Clients, each with a connection of its own, that ask `times` until the block is left."""
+    load = Load()
+    threads = [threading.Thread(target=load.ask, args=(address, n)) for n in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield load
+    finally:
+        load.over.set()
+        for thread in threads:
+            thread.join()

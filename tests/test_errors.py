@@ -5,41 +5,52 @@ from __future__ import annotations
 import grpc
 import pytest
 
-from serving.errors import InvalidInput, ServingError
-from serving.servicer import STATUS, status_of
-
-CODE = grpc.StatusCode
+from serving.errors import InvalidInput, QueueFull, ServingError
+from serving.status import STATUS, status_of
 
 
 def subclasses(kind: type[ServingError]) -> list[type[ServingError]]:
-    return [each for sub in kind.__subclasses__() for each in (sub, *subclasses(sub))]
+    own = [each for each in kind.__subclasses__() if each.__module__ == "serving.errors"]
+    return [each for sub in own for each in (sub, *subclasses(sub))]
+
+
+def example(kind: type[ServingError]) -> ServingError:
+    return QueueFull("why", 0.5) if kind is QueueFull else kind("why")
 
 
 def test_every_serving_error_has_its_status() -> None:
-    codes = {kind.__name__: status_of(kind("why"))[0] for kind in subclasses(ServingError)}
-    assert codes == {
-        "ModelNotFound": CODE.NOT_FOUND,
-        "ModelNotReady": CODE.UNAVAILABLE,
-        "InvalidInput": CODE.INVALID_ARGUMENT,
-        "QueueFull": CODE.RESOURCE_EXHAUSTED,
-        "DeadlineExceeded": CODE.DEADLINE_EXCEEDED,
-        "RequestCancelled": CODE.CANCELLED,
-        "ModelFailed": CODE.INTERNAL,
+    statuses = {kind.__name__: status_of(example(kind)) for kind in subclasses(ServingError)}
+    assert statuses == {
+        "ModelNotFound": ("NOT_FOUND", "why"),
+        "ModelNotReady": ("UNAVAILABLE", "why"),
+        "BatcherClosed": ("UNAVAILABLE", "why"),
+        "InvalidInput": ("INVALID_ARGUMENT", "why"),
+        "QueueFull": ("RESOURCE_EXHAUSTED", "why"),
+        "DeadlineExceeded": ("DEADLINE_EXCEEDED", "why"),
+        "RequestCancelled": ("CANCELLED", "why"),
+        "ModelFailed": ("INTERNAL", "why"),
+        "NotAllowed": ("PERMISSION_DENIED", "why"),
+        "LoadFailed": ("FAILED_PRECONDITION", "why"),
+        "NotSupported": ("UNIMPLEMENTED", "why"),
     }
-    assert len(STATUS) == len(codes)
+    assert set(STATUS) == set(subclasses(ServingError))
+
+
+def test_every_status_is_one_of_grpcs() -> None:
+    assert set(STATUS.values()) <= set(grpc.StatusCode.__members__)
 
 
 def test_an_error_without_an_entry_takes_its_parents() -> None:
     class TooManyColours(InvalidInput):
         pass
 
-    assert status_of(TooManyColours("red")) == (CODE.INVALID_ARGUMENT, "red")
+    assert status_of(TooManyColours("red")) == ("INVALID_ARGUMENT", "red")
 
 
 def test_an_unknown_error_is_logged_with_its_traceback_and_kept_secret(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    assert status_of(KeyError("password")) == (CODE.INTERNAL, "internal error")
+    assert status_of(KeyError("password")) == ("INTERNAL", "internal error")
     assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [KeyError]
 
 

@@ -1,0 +1,299 @@
+"""Several processes on one port: they change together, are counted together, and replace the dead.
+
+Each test reaches the workers over many connections, which the kernel spreads over them by chance:
+all sixteen go to one of two once in 30,000 runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from conftest import ROOT, Process, publish_times, times_request, under_load
+from prometheus_client.parser import text_string_to_metric_families
+
+from serving.pb import inference_pb2 as pb
+from serving.pb import inference_pb2_grpc as pb_grpc
+
+CODE = grpc.StatusCode
+CONNECTIONS = 16
+
+
+class Workers:
+    """A supervised server in a process group of its own."""
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+        self.metrics_url = ""
+        self.pids: dict[int, int] = {}  # by number
+
+    def started(self) -> Workers:
+        """Read the log until all workers are ready."""
+        self.metrics_url = self.process.wait_for(r"metrics on (\S+)")[1]
+        for number in (0, 1):
+            self.pids[number] = int(self.process.wait_for(rf"worker {number} is process (\d+)")[1])
+        self.process.address = self.process.wait_for(r"workers listen on (\S+)")[1]
+        self.process.wait_for("all 2 workers are ready")
+        return self
+
+    @contextlib.contextmanager
+    def connections(
+        self, count: int = CONNECTIONS
+    ) -> Iterator[list[pb_grpc.GRPCInferenceServiceStub]]:
+        """Connections of their own, open already, to one worker or the other each."""
+        with contextlib.ExitStack() as stack:
+            stubs = []
+            for _ in range(count):
+                options = [("grpc.use_local_subchannel_pool", 1)]
+                channel = grpc.insecure_channel(self.process.address, options)
+                stubs.append(pb_grpc.GRPCInferenceServiceStub(stack.enter_context(channel)))
+                stubs[-1].ServerLive(pb.ServerLiveRequest(), timeout=20, wait_for_ready=True)
+            yield stubs
+
+    def metric(self, name: str, **labels: str) -> float:
+        text = urllib.request.urlopen(self.metrics_url, timeout=10).read().decode()
+        samples = [s for f in text_string_to_metric_families(text) for s in f.samples]
+        return sum(
+            s.value for s in samples if s.name == name and labels.items() <= s.labels.items()
+        )
+
+    def kill(self, number: int) -> None:
+        """Kill a worker that has no chance to say anything, and return when it is buried."""
+        os.kill(self.pids[number], signal.SIGKILL)
+        self.process.wait_for(rf"worker {number} .* died with status -9")
+
+    def wait_for_replacement(self, number: int) -> None:
+        self.pids[number] = int(self.process.wait_for(rf"worker {number} is process (\d+)")[1])
+        self.process.wait_for(rf"worker {number} is ready")
+
+
+@contextlib.contextmanager
+def supervised(repository: Path, *arguments: str) -> Iterator[Workers]:
+    """`python -m serving --workers 2`; whatever is left of it is killed in the end."""
+    command = [sys.executable, "-m", "serving", "--model-repository", str(repository)]
+    ports = () if "--grpc-port" in arguments else ("--grpc-port", "0")
+    popen = subprocess.Popen(
+        [*command, "--workers", "2", "--metrics-port", "0", *ports, *arguments],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    watchdog = threading.Timer(60, popen.kill)
+    watchdog.start()
+    try:
+        yield Workers(Process(popen, []))
+    finally:
+        watchdog.cancel()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(popen.pid, signal.SIGKILL)
+        popen.wait()
+        assert popen.stderr is not None
+        popen.stderr.close()
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models `times` and `other`."""
+    path = tmp_path_factory.mktemp("models")
+    publish_times(path)
+    publish_times(path, "other")
+    return path
+
+
+@pytest.fixture(scope="module")
+def workers(repository: Path) -> Iterator[Workers]:
+    """Shared by the tests of one server; `times` is served, `other` is not."""
+    options = ("--model-control-mode", "explicit", "--load-model", "times", "--allow-admin")
+    with supervised(repository, *options) as process:
+        yield process.started()
+
+
+def ready(stubs: list[pb_grpc.GRPCInferenceServiceStub], name: str) -> set[bool]:
+    request = pb.ModelReadyRequest(name=name)
+    return {stub.ModelReady(request, timeout=10).ready for stub in stubs}
+
+
+def inferences(stub: pb_grpc.GRPCInferenceServiceStub) -> tuple[int, int]:
+    """Of `times`: requests that succeeded, and rows."""
+    (stats,) = stub.ModelStatistics(pb.ModelStatisticsRequest(name="times")).model_stats
+    return stats.inference_stats.success.count, stats.inference_count
+
+
+def change_trace(stub: pb_grpc.GRPCInferenceServiceStub, rate: str) -> None:
+    request = pb.TraceSettingRequest(model_name="times")
+    request.settings["trace_rate"].value.append(rate)
+    stub.TraceSetting(request)
+
+
+def change_log(stub: pb_grpc.GRPCInferenceServiceStub, info: bool) -> None:
+    request = pb.LogSettingsRequest()
+    request.settings["log_info"].bool_param = info
+    stub.LogSettings(request)
+
+
+def trace_rates(stubs: list[pb_grpc.GRPCInferenceServiceStub]) -> set[str]:
+    request = pb.TraceSettingRequest(model_name="times")
+    return {stub.TraceSetting(request).settings["trace_rate"].value[0] for stub in stubs}
+
+
+def logs_info(stubs: list[pb_grpc.GRPCInferenceServiceStub]) -> set[bool]:
+    request = pb.LogSettingsRequest()
+    return {stub.LogSettings(request).settings["log_info"].bool_param for stub in stubs}
+
+
+def refusal(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.RpcError) as caught:
+        call()
+    return caught.value.code(), caught.value.details() or ""
+
+
+def test_loading_and_unloading_acts_on_all_workers_before_it_is_answered(workers: Workers) -> None:
+    with workers.connections() as stubs:
+        for _ in range(3):
+            assert ready(stubs, "other") == {False}
+            stubs[0].RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name="other"))
+            assert ready(stubs, "other") == {True}
+            stubs[1].RepositoryModelUnload(pb.RepositoryModelUnloadRequest(model_name="other"))
+        code, details = refusal(
+            lambda: stubs[0].RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name="none"))
+        )
+        assert code == CODE.NOT_FOUND
+        assert details == "the model repository holds no model 'none'"
+
+
+def test_log_and_trace_settings_act_on_all_workers_before_they_are_answered(
+    workers: Workers,
+) -> None:
+    with workers.connections() as stubs:
+        change_trace(stubs[0], "7")
+        assert trace_rates(stubs) == {"7"}
+        change_log(stubs[0], False)
+        assert logs_info(stubs) == {False}
+        change_log(stubs[1], True)
+        assert logs_info(stubs) == {True}
+        code, details = refusal(lambda: change_trace(stubs[0], "often"))
+        assert code == CODE.INVALID_ARGUMENT
+        assert details.startswith("trace_rate: expected one whole number")
+
+
+def test_statistics_and_metrics_are_the_sum_over_all_workers(workers: Workers) -> None:
+    with workers.connections() as stubs:
+        requests, rows = inferences(stubs[0])
+        for stub in stubs:
+            stub.ModelInfer(times_request(1, 2, 3))
+        expected = requests + CONNECTIONS, rows + 3 * CONNECTIONS
+        assert {inferences(stub) for stub in stubs} == {expected}
+        total = workers.metric("inference_requests_total", model="times", code="OK")
+        assert total == expected[0]
+        assert workers.metric("inference_inferences_total", model="times") == expected[1]
+        assert workers.metric("inference_model_ready", model="times", version="1") == 1
+
+
+def test_a_worker_that_dies_is_replaced_by_one_that_knows_what_was_changed(
+    workers: Workers,
+) -> None:
+    with workers.connections(4) as stubs:
+        for stub in stubs:
+            stub.ModelInfer(times_request(1))
+        stubs[0].RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name="other"))
+        stubs[0].RepositoryModelUnload(pb.RepositoryModelUnloadRequest(model_name="times"))
+        stubs[0].RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name="times"))
+        change_trace(stubs[0], "5")
+        before = inferences(stubs[0])
+    workers.kill(1)
+    waiting = threading.Thread(target=workers.wait_for_replacement, args=(1,))
+    waiting.start()
+    answered = 0
+    while waiting.is_alive():  # the others go on; the new one listens only when it is ready
+        with workers.connections(1) as (stub,):
+            assert ready([stub], "other") == {True}
+            assert stub.ModelInfer(times_request(1)).model_version == "1"
+            answered += 1
+    waiting.join()
+    assert answered > 0
+    with workers.connections() as stubs:
+        assert ready(stubs, "other") == {True}
+        assert ready(stubs, "times") == {True}
+        assert trace_rates(stubs) == {"5"}
+        assert all(stub.ServerReady(pb.ServerReadyRequest()).ready for stub in stubs)
+        assert inferences(stubs[0]) == (before[0] + answered, before[1] + answered)
+        assert workers.metric("inference_worker_restarts_total") == 1
+        stubs[0].RepositoryModelUnload(pb.RepositoryModelUnloadRequest(model_name="other"))
+        assert ready(stubs, "other") == {False}
+
+
+def test_a_new_version_reaches_all_workers_and_no_request_fails(tmp_path: Path) -> None:
+    publish_times(tmp_path)
+    with supervised(tmp_path, "--poll-interval", "0.1") as process:
+        workers = process.started()
+        with under_load(workers.process.address, clients=4) as load:
+            for version in ("2", "3"):
+                publish_times(tmp_path)
+                assert load.wait_for(version)
+            assert load.wait_for_answers(200)
+        assert load.faults == []
+        stop_and_check_drain(workers, lambda pid: os.kill(pid, signal.SIGTERM))
+
+
+def test_ctrl_c_which_reaches_all_processes_lets_what_is_in_flight_finish(
+    repository: Path,
+) -> None:
+    with supervised(repository, "--max-queue-delay", "1") as process:
+        stop_and_check_drain(process.started(), lambda pid: os.killpg(pid, signal.SIGINT))
+
+
+def stop_and_check_drain(workers: Workers, stop: Callable[[int], None]) -> None:
+    """With requests in flight at all workers: they are answered, and the exit status is 0."""
+    with workers.connections() as stubs:
+        futures = [stub.ModelInfer.future(times_request(4), timeout=30) for stub in stubs]
+        for stub in stubs:
+            stub.ServerLive(pb.ServerLiveRequest())  # sent later on the same connection
+        stop(workers.process.popen.pid)
+        assert {future.result().model_name for future in futures} == {"times"}
+    assert workers.process.finish() == 0
+    assert workers.process.log[-1].endswith("drained\n")
+    assert not [line for line in workers.process.log if "ERROR" in line or "Traceback" in line]
+
+
+def test_workers_end_by_themselves_when_the_supervisor_is_killed(repository: Path) -> None:
+    with supervised(repository) as process:
+        workers = process.started()
+        descriptors = [os.pidfd_open(pid) for pid in workers.pids.values()]
+        workers.process.popen.kill()
+        for descriptor in descriptors:
+            assert select.select([descriptor], [], [], 20)[0] == [descriptor]
+            os.close(descriptor)
+
+
+def test_what_keeps_workers_from_starting_is_one_clear_line(
+    tmp_path: Path, repository: Path
+) -> None:
+    with supervised(tmp_path / "nowhere") as process:
+        assert process.process.finish() == 1
+        said = f"error: --model-repository: {tmp_path / 'nowhere'}: no such model repository\n"
+        assert problems(process.process.log) == [said]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with supervised(repository, "--grpc-port", str(port)) as process:
+            assert process.process.finish() == 1
+            where = f"127.0.0.1:{port}"
+            said = f"error: --grpc-port: cannot listen on {where}: Address already in use\n"
+            assert process.process.log == [said]
+
+
+def problems(log: list[str]) -> list[str]:
+    """All but the lines of the log below warnings."""
+    return [line for line in log if not re.search(r" INFO ", line)]
