@@ -115,10 +115,7 @@ def test_whoever_listens_hears_of_new_models_and_of_changes(times: Serve) -> Non
 
 def test_a_model_whose_rows_cannot_be_shared_is_served_one_request_at_a_time(times: Serve) -> None:
     loaded = times(1)
-    fixed = dataclasses.replace(loaded.manifest.inputs[0], shape=(2, 1))
-    manifest = dataclasses.replace(loaded.manifest, inputs=(fixed,))
-    single = ServedModel(
-        dataclasses.replace(loaded.model, manifest=manifest), ServerConfig(), loaded.metrics
-    )
+    model = dataclasses.replace(loaded.model, batchable=False)
+    single = ServedModel(model, ServerConfig(), loaded.metrics)
     assert (single.max_batch_size, loaded.max_batch_size) == (0, 64)
     single.batcher.close(1.0)
