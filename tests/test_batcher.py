@@ -126,6 +126,12 @@ def wait_until(moment: float) -> None:
         threading.Event().wait(moment - time.monotonic())
 
 
+def after_a_while() -> None:
+    """Let a thread see what was submitted, and wait for more. The contract holds if it has not:
+    that is only less of a test."""
+    wait_until(time.monotonic() + 0.02)
+
+
 # Batches
 
 
@@ -216,7 +222,9 @@ def test_inputs_are_stacked_by_name_in_whatever_order_a_request_has_them(make: M
 
 def test_with_a_delay_a_batch_runs_as_soon_as_it_is_full(make: Make, doubler: Doubler) -> None:
     batcher = make(max_batch_size=3, max_queue_delay=6 * PATIENCE)
-    asked = [Asked(batcher, float(i)) for i in (1, 2, 3)]
+    asked = [Asked(batcher, float(i)) for i in (1, 2)]
+    after_a_while()
+    asked.append(Asked(batcher, 3.0))
     assert [each.values for each in asked] == [[2.0], [4.0], [6.0]]
     assert doubler.batches == [[1.0, 2.0, 3.0]]
 
@@ -226,9 +234,11 @@ def test_with_a_delay_a_batch_runs_as_soon_as_the_next_does_not_fit(
 ) -> None:
     delay = 0.5
     batcher = make(max_batch_size=3, max_queue_delay=delay)
-    asked = [Asked(batcher, *[float(i)] * 2) for i in (1, 2)]
-    assert asked[0].answer.queue_seconds < delay
-    assert asked[1].answer.queue_seconds >= delay
+    first = Asked(batcher, 1.0, 1.0)
+    after_a_while()
+    second = Asked(batcher, 2.0, 2.0)
+    assert first.answer.queue_seconds < delay
+    assert second.answer.queue_seconds >= delay
     assert doubler.batches == [[1.0] * 2, [2.0] * 2]
 
 
@@ -237,6 +247,7 @@ def test_with_a_delay_a_batch_runs_as_soon_as_the_next_has_another_shape(
 ) -> None:
     batcher = make(max_batch_size=8, max_queue_delay=6 * PATIENCE)
     asked = [Asked(batcher, 1.0), Asked(batcher, 2.0)]
+    after_a_while()
     batcher.submit(Request({"x": np.ones((1, 2))}, lambda outcome: None))
     assert [each.values for each in asked] == [[2.0], [4.0]]
     assert doubler.batches == [[1.0, 2.0]]
@@ -270,6 +281,23 @@ def test_with_a_delay_what_expires_meanwhile_holds_up_nobody(make: Make, doubler
     assert isinstance(expiring.error, DeadlineExceeded)
     assert delay <= living.answer.queue_seconds < PATIENCE
     assert doubler.batches == [[2.0]]
+
+
+def test_with_a_delay_whoever_is_slow_to_hear_of_his_deadline_holds_up_nobody(
+    make: Make, doubler: Doubler
+) -> None:
+    batcher = make(max_batch_size=3, max_queue_delay=0.2)
+    entered: list[bool] = []
+    late = Request(
+        {"x": np.array([1.0])},
+        lambda outcome: entered.append(doubler.entered.acquire(timeout=PATIENCE)),
+        deadline=time.monotonic() + 0.01,
+    )
+    batcher.submit(late)
+    wait_until(late.deadline + 0.05)
+    assert Asked(batcher, 2.0).values == [4.0]
+    assert batcher.close(PATIENCE)
+    assert entered == [True]
 
 
 def test_with_a_delay_what_was_cancelled_makes_room_in_the_batch(
@@ -701,16 +729,23 @@ def test_closing_answers_whatever_is_inside_refuses_the_rest_and_ends_the_thread
     occupy(doubler, batcher)
     asked = [Asked(batcher, float(i)) for i in (1, 2, 3)]
     doubler.wait_until_entered()
-    closed: Future[bool] = Future()
-    closer = threading.Thread(target=lambda: closed.set_result(batcher.close(PATIENCE)))
-    closer.start()
-    while not is_closed(batcher):
-        pass
+    closer, closed = closing(batcher)
     doubler.release()
     assert closed.result(PATIENCE) is True
     closer.join()
     assert [each.values for each in asked] == [[2.0], [4.0], [6.0]]
     assert threads_named("closing") == []
+
+
+def closing(batcher: DynamicBatcher) -> tuple[threading.Thread, Future[bool]]:
+    """Close it on another thread, with much time; returns when it refuses requests."""
+    closed: Future[bool] = Future()
+    closer = threading.Thread(target=lambda: closed.set_result(batcher.close(6 * PATIENCE)))
+    closer.start()
+    end = time.monotonic() + PATIENCE
+    while not is_closed(batcher):
+        assert time.monotonic() < end
+    return closer, closed
 
 
 def is_closed(batcher: DynamicBatcher) -> bool:
@@ -763,11 +798,7 @@ def test_all_threads_end_when_the_last_that_waited_is_cancelled_while_closing(
     batcher = make(max_batch_size=1, name="leaving")
     occupy(doubler, batcher)
     queued = Asked(batcher, 1.0)
-    closed: Future[bool] = Future()
-    closer = threading.Thread(target=lambda: closed.set_result(batcher.close(PATIENCE)))
-    closer.start()
-    while not is_closed(batcher):
-        pass
+    closer, closed = closing(batcher)
     queued.request.cancel()
     doubler.release()
     assert closed.result(PATIENCE) is True

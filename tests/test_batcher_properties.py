@@ -338,6 +338,10 @@ def test_the_queue_keeps_order_and_count_through_whatever_is_done_to_it(
             assert queue.take(max_rows) == batch
             waiting = waiting[len(batch) :]
         assert (queue.count, queue.rows) == (len(waiting), sum(r.rows for r in waiting))
+        if waiting:
+            whole = first_batch(waiting, 6) == waiting and queue.rows < 6
+            arrival = min(request.arrived for request in waiting)
+            assert queue.first_arrival(6) == (arrival if whole else -math.inf)
     assert queue.take_all() == waiting
     assert (queue.count, queue.rows) == (0, 0)
 
