@@ -271,6 +271,25 @@ def check(each: Sent, model: Model, setting: Setting) -> None:
         assert each.number not in model.runs_of, each
 
 
+def test_of_many_threads_that_would_complete_a_request_exactly_one_may() -> None:
+    outcomes: list[int] = []
+    requests = [
+        Request({"x": np.zeros(1)}, lambda outcome, n=number: outcomes.append(n))  # type: ignore[misc]
+        for number in range(20_000)
+    ]
+
+    def cancel_all() -> None:
+        for request in requests:
+            request.cancel()
+
+    threads = [threading.Thread(target=cancel_all) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == list(range(20_000))
+
+
 # What waits
 
 
