@@ -1,4 +1,4 @@
-"""What the batcher deals in: requests, their answers, and arrays stacked and split by rows."""
+"""What the batcher deals in: requests, and a batch of them run, timed and split into answers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.errors import InvalidInput, RequestCancelled, ServingError
+from serving.execution import Execution
 
 Tensors = dict[str, NDArray[np.generic]]
 
@@ -22,6 +23,11 @@ class Stages(NamedTuple):
     compute_input_seconds: float
     compute_infer_seconds: float
     compute_output_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return self.compute_input_seconds + self.compute_infer_seconds + self.compute_output_seconds
 
 
 class Answer(NamedTuple):
@@ -35,6 +41,7 @@ class Answer(NamedTuple):
 
 Outcome = Answer | ServingError
 Complete = Callable[[Outcome], None]
+Run = Callable[[Tensors], Tensors]
 
 
 class Request:
@@ -45,7 +52,9 @@ class Request:
     `complete` must not raise, and must not wait: it runs on a thread that runs batches.
     """
 
-    __slots__ = ("_complete", "arrived", "cancelled", "deadline", "inputs", "priority", "rows")
+    __slots__ = (
+        "_complete", "arrived", "deadline", "inputs", "priority", "rows", "shapes", "withdraw"
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -58,11 +67,18 @@ class Request:
     ) -> None:
         self.inputs = inputs
         self.rows = _rows(inputs)
+        # Of one row, by input: requests with equal ones can be stacked.
+        self.shapes = {name: array.shape[1:] for name, array in inputs.items()}
         self.deadline = deadline
         self.priority = priority
-        self.cancelled = False
         self.arrived = time.monotonic() if arrived is None else arrived
+        self.withdraw: Callable[[Request], None] = _nowhere  # for whoever queues it to set
         self._complete = [complete]
+
+    @property
+    def settled(self) -> bool:
+        """Somebody has completed the request, or is about to."""
+        return not self._complete
 
     def claim(self) -> Complete | None:
         """The right to complete the request: whoever asks first has it, all others get None."""
@@ -71,31 +87,56 @@ class Request:
         except IndexError:
             return None
 
-    def finish(self, outcome: Outcome) -> None:
-        """Complete the request unless somebody else has, or will."""
-        if complete := self.claim():
-            complete(outcome)
-
     def cancel(self) -> None:
         """The caller went away: this completes it, and it is not run unless it runs already."""
-        self.cancelled = True
-        self.finish(RequestCancelled("the request was cancelled"))
+        if complete := self.claim():
+            self.withdraw(self)
+            complete(RequestCancelled("the request was cancelled"))
 
-    def abandoned(self, now: float) -> bool:
-        """Nobody waits for the answer any more."""
-        return self.cancelled or now >= self.deadline
 
-    def joins(self, other: Request) -> bool:
-        """The inputs can be stacked on the other's: they differ in rows only."""
-        return all(self.inputs[n].shape[1:] == array.shape[1:] for n, array in other.inputs.items())
+def _nowhere(request: Request) -> None:
+    """Withdraws what nobody has queued."""
 
 
 def _rows(inputs: Tensors) -> int:
-    rows = {name: len(array) for name, array in inputs.items()}
-    if len(set(rows.values())) != 1:
-        listed = ", ".join(f"{name!r} has {count}" for name, count in rows.items())
-        raise InvalidInput(f"inputs must have the same number of rows: {listed}")
-    return next(iter(rows.values()))
+    rows = len(next(iter(inputs.values()), ()))
+    for array in inputs.values():
+        if len(array) != rows:
+            listed = ", ".join(f"{name!r} has {len(each)}" for name, each in inputs.items())
+            raise InvalidInput(f"inputs must have the same number of rows: {listed}")
+    return rows
+
+
+def run_batch(run: Run, batch: Sequence[Request], buckets: Sequence[int]) -> list[Answer]:
+    """Each request's answer, from one run of all; raises what `run` does, or ValueError where it
+    gives another number of rows than it got."""
+    started = time.monotonic()
+    rows = sum(request.rows for request in batch)
+    size = padded(rows, buckets)
+    inputs = stack(batch, size)
+    stacked = time.monotonic()
+    outputs = run(inputs)
+    ran = time.monotonic()
+    parts = split(outputs, batch, size)
+    done = time.monotonic()
+    stages = Stages(rows, stacked - started, ran - stacked, done - ran)
+    return [
+        Answer(part, started - request.arrived, done - request.arrived, stages)
+        for request, part in zip(batch, parts, strict=True)
+    ]
+
+
+def execution(answers: Sequence[Answer]) -> Execution:
+    """What a batch cost, from the answers to it that are given out."""
+    stages = answers[0].stages
+    return Execution(
+        rows=stages.rows,
+        queue_seconds=[answer.queue_seconds for answer in answers],
+        request_seconds=[answer.request_seconds for answer in answers],
+        compute_input_seconds=stages.compute_input_seconds,
+        compute_infer_seconds=stages.compute_infer_seconds,
+        compute_output_seconds=stages.compute_output_seconds,
+    )
 
 
 def padded(rows: int, buckets: Sequence[int]) -> int:
@@ -103,15 +144,15 @@ def padded(rows: int, buckets: Sequence[int]) -> int:
     return next((size for size in buckets if size >= rows), rows)
 
 
-def stack(batch: list[Request], rows: int) -> Tensors:
+def stack(batch: Sequence[Request], rows: int) -> Tensors:
     """The inputs of all, one below the other, then zeros up to `rows`."""
-    first = batch[0].inputs
-    if len(batch) == 1 and batch[0].rows == rows:
-        return first
+    first = batch[0]
+    if len(batch) == 1 and first.rows == rows:
+        return first.inputs
+    missing = rows - sum(request.rows for request in batch)
     stacked = {}
-    for name, array in first.items():
+    for name, array in first.inputs.items():
         parts = [request.inputs[name] for request in batch]
-        missing = rows - sum(map(len, parts))
         if missing:
             parts.append(_blank((missing, *array.shape[1:]), array.dtype))
         stacked[name] = np.concatenate(parts)
@@ -122,7 +163,7 @@ def _blank(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> NDArray[np.ge
     return np.full(shape, "", dtype) if dtype.hasobject else np.zeros(shape, dtype)
 
 
-def split(outputs: Tensors, batch: list[Request], rows: int) -> list[Tensors]:
+def split(outputs: Tensors, batch: Sequence[Request], rows: int) -> list[Tensors]:
     """Each request's own rows; ValueError unless there are as many as went in."""
     for name, array in outputs.items():
         if array.ndim == 0 or len(array) != rows:

@@ -10,19 +10,16 @@ import logging
 import math
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from itertools import chain, groupby
+from collections.abc import Callable, Sequence
 
 from serving.batch import (
     Answer,
+    Complete,
     Outcome,
     Request,
-    Stages,
-    Tensors,
-    padded,
-    split,
-    stack,
+    Run,
+    execution,
+    run_batch,
 )
 from serving.errors import (
     BatcherClosed,
@@ -30,11 +27,13 @@ from serving.errors import (
     InvalidInput,
     ModelFailed,
     QueueFull,
+    ServingError,
 )
 from serving.execution import Execution
+from serving.request_queue import RequestQueue
 
-Run = Callable[[Tensors], Tensors]
 Observe = Callable[[Execution], None]
+Ran = tuple[list[Request], list[Outcome]]  # what went through one run, and what came of each
 
 _SHORTEST_RETRY = 0.01  # seconds
 
@@ -45,10 +44,10 @@ class DynamicBatcher:
     """Groups requests into batches and runs at most `instance_count` of them at the same time.
 
     A batch is closed at `max_batch_size` rows or `max_queue_delay` seconds after its first request;
-    without a delay, the moment an instance is free. Lower `priority` numbers go first. With
-    `buckets`, a batch is filled up with rows of zeros to the next of these sizes. `run` maps
-    stacked inputs to outputs with as many rows; `observe` is told of each batch before its answers
-    go out.
+    without a delay, the moment an instance is free. Lower `priority` numbers go first; within a
+    level, who came first. With `buckets`, a batch is filled up with rows of zeros to the next of
+    these sizes. `run` maps stacked inputs to outputs with as many rows; `observe` is told of each
+    batch before its answers go out.
     """
 
     def __init__(
@@ -70,18 +69,19 @@ class DynamicBatcher:
         self._max_queue_delay = max_queue_delay
         self._max_queue_size = max_queue_size
         self._buckets = sorted(buckets)
-        self._queues: list[deque[Request]] = [deque() for _ in range(priority_levels)]
-        self._queued = 0
-        self._inside = 0  # queued, running or being answered
+        self._instance_count = instance_count
         self._free_instances = instance_count
-        self._batch_seconds = 0.0  # what the last batch took
+        self._seconds_per_request = 0.0  # in the last batch
+        # All below is the lock's.
+        self._queue = RequestQueue(priority_levels)
+        self._expired: list[Request] = []  # out of the queues, and still to be told
+        self._unanswered = 0  # batches taken whose answers are not all out
         self._closed = False
         self._lock = threading.Lock()
-        self._arrived = threading.Condition(self._lock)  # or an instance became free
-        self._emptied = threading.Condition(self._lock)
+        self._work = threading.Condition(self._lock)
         # One more than there are instances: while one gives out its answers, the next batch runs.
         self._threads = [
-            threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True)
+            threading.Thread(target=self._serve, name=f"{name}-{number}", daemon=True)
             for number in range(instance_count + 1)
         ]
         for thread in self._threads:
@@ -90,7 +90,7 @@ class DynamicBatcher:
     @property
     def pending(self) -> int:
         """Requests that wait to be taken into a batch."""
-        return self._queued
+        return self._queue.count
 
     def submit(self, request: Request) -> None:
         """Queue the request; it will be completed once, on another thread.
@@ -101,201 +101,180 @@ class DynamicBatcher:
             raise InvalidInput(
                 f"the request has {request.rows} rows, at most {self._max_batch_size} are allowed"
             )
-        if self._queued >= self._max_queue_size:
-            self._make_room()
         with self._lock:
             if self._closed:
                 raise BatcherClosed("the version is being unloaded")
-            if self._queued >= self._max_queue_size:
-                raise self._full()
-            self._queues[request.priority].append(request)
-            self._queued += 1
-            self._inside += 1
-            if self._free_instances:
-                self._arrived.notify()
+            if self._queue.count >= self._max_queue_size:
+                self._make_room()
+            request.withdraw = self._withdraw
+            if not request.settled:  # from here on, who cancels it withdraws it
+                self._append(request)
 
     def close(self, timeout: float) -> bool:
-        """Take nothing more, let what is inside finish, end the threads; whether all did in time.
+        """Take nothing more, let what is queued or runs finish; whether all did in time.
 
-        What is still queued after `timeout` seconds fails.
+        Then the threads have ended. Otherwise, after `timeout` seconds, what is still queued fails
+        and they end when their runs do.
         """
         end = time.monotonic() + timeout
         with self._lock:
             self._closed = True
-            self._arrived.notify_all()
-            finished = self._emptied.wait_for(lambda: not self._inside, timeout)
-            left = self._remove(lambda request: True)
-            self._arrived.notify_all()
-        for request in left:
-            request.finish(ModelFailed("the model was unloaded before the request could run"))
+            self._work.notify_all()
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
+        with self._lock:
+            finished = not self._queue.count and not self._unanswered
+            left = self._queue.take_all()
+            self._work.notify_all()
+        _refuse(left, BatcherClosed("the version was unloaded before the request could run"))
+        if finished:
+            for thread in self._threads:
+                thread.join()
         return finished
 
+    def _make_room(self) -> None:
+        """Drop what has expired; QueueFull where nothing has. The lock is held."""
+        self._expired += self._queue.expire(time.monotonic())
+        self._wake_one()
+        if self._queue.count >= self._max_queue_size:
+            raise self._full()
+
     def _full(self) -> QueueFull:
-        """Try again when half of the queue will have run, if batches go on taking that long."""
-        batches = max(1, self._queued // (2 * self._max_batch_size))
+        """Try again when half of the queue will have run, if requests go on taking that long."""
+        seconds = self._queue.count / 2 * self._seconds_per_request / self._instance_count
         return QueueFull(
-            f"{self._max_queue_size} requests are already waiting",
-            max(_SHORTEST_RETRY, batches * self._batch_seconds),
+            f"{self._max_queue_size} requests are already waiting", max(_SHORTEST_RETRY, seconds)
         )
 
-    def _make_room(self) -> None:
-        """Drop what was abandoned from a full queue."""
-        now = time.monotonic()
+    def _append(self, request: Request) -> None:
+        """Queue it, and wake a thread if that can make a difference. The lock is held."""
+        queue = self._queue
+        # When others are queued, a thread was woken for the first. It takes what is there, or
+        # waits for the delay to end; then it must hear that the batch can grow no more.
+        closes = self._max_queue_delay and queue.closes_batch(request, self._max_batch_size)
+        queue.append(request)
+        if queue.count == 1 or closes:
+            self._wake_one()
+
+    def _withdraw(self, request: Request) -> None:
         with self._lock:
-            dropped = self._remove(lambda request: request.abandoned(now))
-        _expire(dropped)
+            self._queue.discard(request)
 
-    def _remove(self, wanted: Callable[[Request], bool]) -> list[Request]:
-        """Take out of the queues whatever is wanted. The lock is held."""
-        removed = [request for queue in self._queues for request in queue if wanted(request)]
-        if removed:
-            gone = set(map(id, removed))
-            self._queues = [deque(r for r in queue if id(r) not in gone) for queue in self._queues]
-            self._queued -= len(removed)
-            self._leave(len(removed))
-        return removed
+    def _wake_one(self) -> None:
+        """Wake a waiting thread if there is something to do. The lock is held.
 
-    def _leave(self, count: int) -> None:
-        """So many requests are no longer inside. The lock is held."""
-        self._inside -= count
-        if not self._inside:
-            self._emptied.notify_all()
+        If none waits, all is well: each looks for itself before it does.
+        """
+        if self._expired or (self._queue.count and self._free_instances):
+            self._work.notify()
 
-    def _work(self) -> None:
-        """Run batches, one after the other, until the batcher is closed and empty."""
-        while batch := self._next():
-            outcomes = self._execute(batch)
-            with self._lock:
-                self._free_instances += 1
-                if self._queued:
-                    self._arrived.notify()
-            try:
-                self._hand_out(batch, outcomes)
-            except Exception:  # the thread must live: others wait for their batches
-                log.exception("an answer could not be handed out")
-            with self._lock:
-                self._leave(len(batch))
+    def _serve(self) -> None:
+        while self._serve_one():
+            pass
+
+    def _serve_one(self) -> bool:
+        """Wait for a batch, run it and answer; False when the batcher is closed and empty.
+
+        A function of its own, so that a waiting thread keeps no batch alive.
+        """
+        batch = self._next()
+        if not batch:
+            return False
+        runs = self._execute(batch)
+        with self._lock:
+            self._free_instances += 1
+            self._wake_one()
+        for requests, outcomes in runs:
+            self._hand_out(requests, outcomes)
+        with self._lock:
+            self._unanswered -= 1
+        return True
 
     def _next(self) -> list[Request]:
-        """Wait for an instance and a batch and take both; an empty batch when all is over."""
+        """Wait for an instance and a batch and take both; an empty batch when all is over.
+
+        Those that expired are told meanwhile, but no batch waits for that.
+        """
         while True:
             with self._lock:
-                while (seconds := self._closes_in()) > 0 and not self._over():
-                    self._arrived.wait(None if math.isinf(seconds) else seconds)
-                if self._over():
-                    self._arrived.notify_all()  # the other threads are over, too
+                now = time.monotonic()
+                self._expired += self._queue.expire(now)
+                seconds = self._closes_in(now)
+                if seconds <= 0:
+                    return self._take()
+                expired, self._expired = self._expired, []
+                if expired:
+                    self._wake_one()  # to wait for the batch in this one's place
+                elif self._closed and not self._queue.count:
+                    self._work.notify_all()  # all is over for the others, too
                     return []
-                batch, dropped = self._take(time.monotonic())
-                if batch:
-                    self._free_instances -= 1
-                    if self._queued and self._free_instances:
-                        self._arrived.notify()
-            _expire(dropped)
-            if batch:
-                return batch
+                else:
+                    self._work.wait(None if math.isinf(seconds) else seconds)
+            _refuse(expired, DeadlineExceeded("the deadline passed before the request could run"))
 
-    def _over(self) -> bool:
-        return self._closed and not self._queued
-
-    def _closes_in(self) -> float:
+    def _closes_in(self, now: float) -> float:
         """Seconds until a batch may be taken: 0 for now, infinite while nothing waits or no
         instance is free. The lock is held."""
-        if not self._queued or not self._free_instances:
+        if not self._queue.count or not self._free_instances:
             return math.inf
         if not self._max_queue_delay or self._closed:
             return 0.0
-        now = time.monotonic()
-        batch = list(self._fitting(now))
-        waiting = sum(not r.abandoned(now) for queue in self._queues for r in queue)
-        full = sum(request.rows for request in batch) >= self._max_batch_size
-        if not batch or full or len(batch) < waiting:
-            return 0.0
-        return min(request.arrived for request in batch) + self._max_queue_delay - now
+        return self._queue.first_arrival(self._max_batch_size) + self._max_queue_delay - now
 
-    def _fitting(self, now: float) -> Iterator[Request]:
-        """Those that make up the next batch; who does not fit waits his turn. The lock is held."""
-        first: Request | None = None
-        rows = 0
-        for request in chain(*self._queues):
-            if request.abandoned(now):
-                continue
-            first = first or request
-            rows += request.rows
-            if rows > self._max_batch_size or not request.joins(first):
-                return
-            yield request
+    def _take(self) -> list[Request]:
+        """The next batch and an instance for it. The lock is held."""
+        batch = self._queue.take(self._max_batch_size)
+        self._free_instances -= 1
+        self._unanswered += 1
+        self._wake_one()
+        return batch
 
-    def _take(self, now: float) -> tuple[list[Request], list[Request]]:
-        """The next batch, and what was abandoned in front of it, off the queues. The lock is
-        held."""
-        batch = list(self._fitting(now))
-        chosen = set(map(id, batch))
-        dropped = []
-        for queue in self._queues:
-            while queue and (id(queue[0]) in chosen or queue[0].abandoned(now)):
-                request = queue.popleft()
-                if id(request) not in chosen:
-                    dropped.append(request)
-        self._queued -= len(batch) + len(dropped)
-        self._leave(len(dropped))
-        return batch, dropped
-
-    def _execute(self, batch: list[Request]) -> list[Outcome]:
-        """The outcome of each request. Those of a batch that failed run again one by one, so that
+    def _execute(self, batch: list[Request]) -> list[Ran]:
+        """What came of each request. Those of a batch that failed run again one by one, so that
         nobody fails for what another sent."""
         try:
-            return [*self._answers(batch)]
-        except Exception:
-            log.exception("a batch of %d requests failed", len(batch))
-        if len(batch) == 1:
-            return [ModelFailed("the model failed; the server's log says why")]
-        return [outcome for request in batch for outcome in self._execute([request])]
+            answers = run_batch(self._run, batch, self._buckets)
+            self._seconds_per_request = answers[0].stages.seconds / len(batch)
+            return [(batch, [*answers])]
+        except Exception as error:
+            if len(batch) == 1:
+                log.exception("a request failed")
+                return [(batch, [ModelFailed("the model failed; the server's log says why")])]
+            log.warning("%d requests failed together, and now run singly: %r", len(batch), error)
+        return [ran for request in batch for ran in self._execute_again(request)]
 
-    def _answers(self, batch: list[Request]) -> list[Answer]:
-        started = time.monotonic()
-        rows = sum(request.rows for request in batch)
-        size = padded(rows, self._buckets)
-        inputs = stack(batch, size)
-        stacked = time.monotonic()
-        outputs = self._run(inputs)
-        ran = time.monotonic()
-        parts = split(outputs, batch, size)
-        done = time.monotonic()
-        self._batch_seconds = done - started
-        stages = Stages(rows, stacked - started, ran - stacked, done - ran)
-        return [
-            Answer(part, started - request.arrived, done - request.arrived, stages)
-            for request, part in zip(batch, parts, strict=True)
-        ]
+    def _execute_again(self, request: Request) -> list[Ran]:
+        if request.settled:
+            return []
+        if request.deadline <= time.monotonic():
+            return [([request], [DeadlineExceeded("the deadline passed while its batch failed")])]
+        return self._execute([request])
 
-    def _hand_out(self, batch: list[Request], outcomes: list[Outcome]) -> None:
-        """Give each request its outcome, unless it was cancelled meanwhile."""
+    def _hand_out(self, requests: list[Request], outcomes: list[Outcome]) -> None:
+        """Give each request of a run its outcome, unless it was cancelled meanwhile."""
         claimed = [
             (complete, outcome)
-            for request, outcome in zip(batch, outcomes, strict=True)
+            for request, outcome in zip(requests, outcomes, strict=True)
             if (complete := request.claim())
         ]
-        answers = [outcome for _, outcome in claimed if isinstance(outcome, Answer)]
-        for stages, group in groupby(answers, key=lambda answer: answer.stages):
-            self._observe(_execution(stages, list(group)))
+        if answers := [outcome for _, outcome in claimed if isinstance(outcome, Answer)]:
+            try:
+                self._observe(execution(answers))
+            except Exception:  # the answers are good all the same
+                log.exception("a batch could not be observed")
         for complete, outcome in claimed:
-            complete(outcome)
+            _complete(complete, outcome)
 
 
-def _execution(stages: Stages, answers: Sequence[Answer]) -> Execution:
-    return Execution(
-        rows=stages.rows,
-        queue_seconds=[answer.queue_seconds for answer in answers],
-        request_seconds=[answer.request_seconds for answer in answers],
-        compute_input_seconds=stages.compute_input_seconds,
-        compute_infer_seconds=stages.compute_infer_seconds,
-        compute_output_seconds=stages.compute_output_seconds,
-    )
-
-
-def _expire(requests: Sequence[Request]) -> None:
-    """Tell abandoned ones so. No lock may be held: completing a request may take others."""
+def _refuse(requests: Sequence[Request], error: ServingError) -> None:
+    """Fail those that nobody else has completed. No lock may be held: a caller may take others."""
     for request in requests:
-        request.finish(DeadlineExceeded("the deadline passed before the request could run"))
+        if complete := request.claim():
+            _complete(complete, error)
+
+
+def _complete(complete: Complete, outcome: Outcome) -> None:
+    try:
+        complete(outcome)
+    except Exception:  # the thread must live: others wait for their answers
+        log.exception("an outcome could not be handed out")

@@ -1,19 +1,20 @@
-"""The batcher contract, clause by clause, over a fake model that waits until it is told."""
+"""The batcher contract, clause by clause, over a small model that waits until it is told."""
 
 from __future__ import annotations
 
-import math
-import random
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
 
-from serving.batcher import Answer, DynamicBatcher, Lead, Request, Tensors
+from serving.batch import Answer, Outcome, Request, Tensors
+from serving.batcher import DynamicBatcher
 from serving.errors import (
+    BatcherClosed,
     DeadlineExceeded,
     InvalidInput,
     ModelFailed,
@@ -21,20 +22,10 @@ from serving.errors import (
     RequestCancelled,
     ServingError,
 )
+from serving.execution import Execution
 
 PATIENCE = 10.0  # seconds; only a broken batcher takes them
-
-
-class Waiting(Request):
-    """A request that tells when its caller has queued it and waits."""
-
-    def __init__(self, values: list[float], deadline: float = math.inf) -> None:
-        super().__init__({"x": np.array(values)}, deadline)
-        self.queued = threading.Event()
-
-    def wait(self) -> Lead | Answer | ServingError:
-        self.queued.set()
-        return super().wait()
+Make = Callable[..., DynamicBatcher]
 
 
 class Doubler:
@@ -42,8 +33,10 @@ class Doubler:
 
     def __init__(self) -> None:
         self.batches: list[list[float]] = []
-        self.threads: list[int] = []
+        self.most_at_once = 0
         self.entered = threading.Semaphore(0)
+        self._running = 0
+        self._lock = threading.Lock()
         self._gate = threading.Event()
         self._gate.set()
 
@@ -53,28 +46,47 @@ class Doubler:
     def release(self) -> None:
         self._gate.set()
 
+    def wait_until_entered(self) -> None:
+        assert self.entered.acquire(timeout=PATIENCE)
+
     def __call__(self, inputs: Tensors) -> Tensors:
-        self.batches.append([float(value) for value in inputs["x"].flat])
-        self.threads.append(threading.get_ident())
+        with self._lock:
+            self.batches.append([float(value) for value in inputs["x"].flat])
+            self._running += 1
+            self.most_at_once = max(self.most_at_once, self._running)
         self.entered.release()
         assert self._gate.wait(PATIENCE)
+        with self._lock:
+            self._running -= 1
         if 13.0 in inputs["x"]:
             raise RuntimeError("unlucky")
         return {"y": inputs["x"] * 2}
 
 
-class Callers:
-    """Each request on a thread of its own."""
+class Asked:
+    """A request of some values that was submitted, and what came of it."""
 
-    def __init__(self, batcher: DynamicBatcher, pool: ThreadPoolExecutor) -> None:
-        self._batcher = batcher
-        self._pool = pool
+    def __init__(self, batcher: DynamicBatcher, *values: float, **options: float) -> None:
+        self._outcome: Future[Outcome] = Future()  # a second outcome is an error
+        array = np.array(values)
+        self.request = Request({"x": array}, self._outcome.set_result, **options)  # type: ignore[arg-type]
+        batcher.submit(self.request)
 
-    def start(self, request: Waiting) -> Future[Answer]:
-        """Send and return once it is queued."""
-        future = self._pool.submit(self._batcher.infer, request)
-        assert request.queued.wait(PATIENCE)
-        return future
+    @property
+    def answer(self) -> Answer:
+        outcome = self._outcome.result(PATIENCE)
+        assert isinstance(outcome, Answer), outcome
+        return outcome
+
+    @property
+    def values(self) -> list[float]:
+        return [float(value) for value in self.answer.outputs["y"]]
+
+    @property
+    def error(self) -> ServingError:
+        outcome = self._outcome.result(PATIENCE)
+        assert isinstance(outcome, ServingError), outcome
+        return outcome
 
 
 @pytest.fixture
@@ -83,234 +95,712 @@ def doubler() -> Doubler:
 
 
 @pytest.fixture
-def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(32) as executor:
-        yield executor
+def make(doubler: Doubler) -> Iterator[Make]:
+    """Batchers, of the doubler unless another model is given, that are closed in the end."""
+    made: list[DynamicBatcher] = []
+
+    def make_one(run: Callable[[Tensors], Tensors] = doubler, **options: object) -> DynamicBatcher:
+        made.append(DynamicBatcher(run, **options))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make_one
+    doubler.release()
+    assert [batcher.close(PATIENCE) for batcher in made] == [True] * len(made)
 
 
-def occupy(doubler: Doubler, callers: Callers) -> Future[Answer]:
+def occupy(doubler: Doubler, batcher: DynamicBatcher) -> Asked:
     """Keep one instance busy until `doubler.release()`."""
     doubler.hold()
-    future = callers.start(Waiting([0.0]))
-    assert doubler.entered.acquire(timeout=PATIENCE)
-    return future
+    asked = Asked(batcher, 0.0)
+    doubler.wait_until_entered()
+    return asked
 
 
-def values(future: Future[Answer]) -> list[float]:
-    return [float(value) for value in future.result(PATIENCE).outputs["y"]]
+def threads_named(name: str) -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith(name)]
 
 
-def test_a_lone_request_runs_at_once_on_its_callers_thread(doubler: Doubler) -> None:
-    answer = DynamicBatcher(doubler, max_batch_size=4).infer(Request({"x": np.array([1.0, 2.0])}))
-    assert answer.outputs["y"].tolist() == [2.0, 4.0]
-    assert answer.batch_rows == 2
-    assert doubler.threads == [threading.get_ident()]
+def wait_until(moment: float) -> None:
+    """Let that time.monotonic pass."""
+    while time.monotonic() < moment:
+        threading.Event().wait(moment - time.monotonic())
 
 
-def test_requests_that_arrive_while_the_model_is_busy_run_together(
-    doubler: Doubler, pool: ThreadPoolExecutor
+def after_a_while() -> None:
+    """Let a thread see what was submitted, and wait for more. The contract holds if it has not:
+    that is only less of a test."""
+    wait_until(time.monotonic() + 0.02)
+
+
+# Batches
+
+
+def test_a_lone_request_runs_at_once_by_itself(make: Make, doubler: Doubler) -> None:
+    asked = Asked(make(max_batch_size=4), 1.0, 2.0)
+    assert asked.values == [2.0, 4.0]
+    assert asked.answer.stages.rows == 2
+    assert doubler.batches == [[1.0, 2.0]]
+
+
+def test_requests_that_arrive_while_the_instance_is_busy_run_together(
+    make: Make, doubler: Doubler
 ) -> None:
-    callers = Callers(DynamicBatcher(doubler, max_batch_size=8), pool)
-    occupy(doubler, callers)
-    futures = [callers.start(Waiting([float(i), i + 0.5])) for i in (1, 2, 3)]
+    batcher = make(max_batch_size=8)
+    occupy(doubler, batcher)
+    asked = [Asked(batcher, float(i), i + 0.5) for i in (1, 2, 3)]
+    assert batcher.pending == 3
     doubler.release()
-    assert [values(future) for future in futures] == [[2.0, 3.0], [4.0, 5.0], [6.0, 7.0]]
+    assert [each.values for each in asked] == [[2.0, 3.0], [4.0, 5.0], [6.0, 7.0]]
     assert doubler.batches == [[0.0], [1.0, 1.5, 2.0, 2.5, 3.0, 3.5]]
-    assert {future.result().batch_rows for future in futures} == {6}
-
-
-def test_a_request_that_does_not_fit_waits_for_the_next_batch_in_one_piece(
-    doubler: Doubler, pool: ThreadPoolExecutor
-) -> None:
-    callers = Callers(DynamicBatcher(doubler, max_batch_size=4), pool)
-    occupy(doubler, callers)
-    futures = [callers.start(Waiting([float(i)] * 3)) for i in (1, 2)]
-    futures.append(callers.start(Waiting([5.0])))
-    doubler.release()
-    assert [values(future) for future in futures] == [[2.0] * 3, [4.0] * 3, [10.0]]
-    assert doubler.batches == [[0.0], [1.0] * 3, [2.0, 2.0, 2.0, 5.0]]
-
-
-def test_a_request_larger_than_a_batch_is_refused_naming_the_limit(doubler: Doubler) -> None:
-    batcher = DynamicBatcher(doubler, max_batch_size=4)
-    with pytest.raises(InvalidInput, match="has 5 rows, at most 4 are allowed"):
-        batcher.infer(Request({"x": np.zeros(5)}))
-    assert doubler.batches == []
-
-
-def test_a_full_queue_refuses_at_once(doubler: Doubler, pool: ThreadPoolExecutor) -> None:
-    batcher = DynamicBatcher(doubler, max_batch_size=4, max_queue_size=2)
-    callers = Callers(batcher, pool)
-    occupy(doubler, callers)
-    futures = [callers.start(Waiting([float(i)])) for i in (1, 2)]
-    assert batcher.pending == 2
-    with pytest.raises(QueueFull, match="2 requests are already waiting"):
-        batcher.infer(Request({"x": np.array([3.0])}))
-    doubler.release()
-    assert [values(future) for future in futures] == [[2.0], [4.0]]
-
-
-def test_with_a_delay_a_batch_runs_as_soon_as_it_is_full(
-    doubler: Doubler, pool: ThreadPoolExecutor
-) -> None:
-    callers = Callers(DynamicBatcher(doubler, max_batch_size=3, max_queue_delay=PATIENCE * 6), pool)
-    futures = [callers.start(Waiting([float(i)])) for i in (1, 2, 3)]
-    assert [values(future) for future in futures] == [[2.0], [4.0], [6.0]]
-    assert sorted(doubler.batches[0]) == [1.0, 2.0, 3.0]
-
-
-def test_with_a_delay_a_batch_runs_when_the_next_request_does_not_fit(
-    doubler: Doubler, pool: ThreadPoolExecutor
-) -> None:
-    delay = 1.0
-    callers = Callers(DynamicBatcher(doubler, max_batch_size=3, max_queue_delay=delay), pool)
-    futures = [callers.start(Waiting([float(i)] * 2)) for i in (1, 2)]
-    assert futures[0].result().queue_seconds < delay
-    assert [values(future) for future in futures] == [[2.0] * 2, [4.0] * 2]
-    assert doubler.batches == [[1.0] * 2, [2.0] * 2]
-    assert futures[1].result().queue_seconds >= delay
-
-
-def test_with_a_delay_a_lone_request_waits_that_long(doubler: Doubler) -> None:
-    batcher = DynamicBatcher(doubler, max_batch_size=3, max_queue_delay=0.05)
-    assert batcher.infer(Request({"x": np.array([1.0])})).queue_seconds >= 0.05
-
-
-def test_an_expired_request_is_dropped_and_its_batch_mates_are_answered(
-    doubler: Doubler, pool: ThreadPoolExecutor
-) -> None:
-    callers = Callers(DynamicBatcher(doubler, max_batch_size=8), pool)
-    occupy(doubler, callers)
-    expiring = callers.start(Waiting([1.0], deadline=time.monotonic() + 0.02))
-    living = callers.start(Waiting([2.0], deadline=time.monotonic() + PATIENCE))
-    with pytest.raises(DeadlineExceeded):
-        expiring.result(PATIENCE)
-    doubler.release()
-    assert values(living) == [4.0]
-    assert doubler.batches == [[0.0], [2.0]]
-
-
-def test_a_request_that_comes_too_late_never_runs(doubler: Doubler) -> None:
-    batcher = DynamicBatcher(doubler, max_batch_size=8)
-    with pytest.raises(DeadlineExceeded):
-        batcher.infer(Request({"x": np.array([1.0])}, deadline=time.monotonic() - 1))
-    assert doubler.batches == []
-    assert batcher.infer(Request({"x": np.array([2.0])})).outputs["y"].tolist() == [4.0]
-
-
-def test_a_cancelled_request_is_dropped_and_its_batch_mates_are_answered(
-    doubler: Doubler, pool: ThreadPoolExecutor
-) -> None:
-    callers = Callers(DynamicBatcher(doubler, max_batch_size=8), pool)
-    occupy(doubler, callers)
-    request = Waiting([1.0])
-    cancelled, living = callers.start(request), callers.start(Waiting([2.0]))
-    request.cancel()
-    with pytest.raises(RequestCancelled):
-        cancelled.result(PATIENCE)
-    doubler.release()
-    assert values(living) == [4.0]
-    assert doubler.batches == [[0.0], [2.0]]
-
-
-def test_a_request_cancelled_before_it_is_sent_never_runs(doubler: Doubler) -> None:
-    batcher = DynamicBatcher(doubler, max_batch_size=8)
-    request = Request({"x": np.array([1.0])})
-    request.cancel()
-    with pytest.raises(RequestCancelled):
-        batcher.infer(request)
-    assert doubler.batches == []
-    assert batcher.infer(Request({"x": np.array([2.0])})).outputs["y"].tolist() == [4.0]
-
-
-def test_a_failing_batch_fails_its_own_requests_only(
-    doubler: Doubler, pool: ThreadPoolExecutor
-) -> None:
-    callers = Callers(DynamicBatcher(doubler, max_batch_size=2), pool)
-    occupy(doubler, callers)
-    futures = [callers.start(Waiting([value])) for value in (13.0, 1.0, 2.0, 3.0)]
-    doubler.release()
-    for future in futures[:2]:
-        with pytest.raises(ModelFailed, match="the server's log says why"):
-            future.result(PATIENCE)
-    assert [values(future) for future in futures[2:]] == [[4.0], [6.0]]
-
-
-def test_a_model_that_loses_rows_fails_the_batch() -> None:
-    batcher = DynamicBatcher(lambda inputs: {"y": inputs["x"][:1]}, max_batch_size=4)
-    with pytest.raises(ModelFailed):
-        batcher.infer(Request({"x": np.zeros(2)}))
-
-
-def test_as_many_batches_run_at_once_as_there_are_instances(pool: ThreadPoolExecutor) -> None:
-    together = threading.Barrier(2, timeout=PATIENCE)
-
-    def run(inputs: Tensors) -> Tensors:
-        together.wait()
-        return {"y": inputs["x"]}
-
-    batcher = DynamicBatcher(run, max_batch_size=1, instance_count=2)
-    futures = [pool.submit(batcher.infer, Request({"x": np.array([i])})) for i in range(2)]
-    assert [future.result(PATIENCE).outputs["y"].tolist() for future in futures] == [[0], [1]]
-
-
-def test_requests_of_different_shapes_do_not_share_a_batch(
-    doubler: Doubler, pool: ThreadPoolExecutor
-) -> None:
-    callers = Callers(DynamicBatcher(doubler, max_batch_size=8), pool)
-    occupy(doubler, callers)
-    wide = Waiting([1.0])
-    wide.inputs = {"x": np.ones((1, 2))}
-    futures = [callers.start(wide), callers.start(Waiting([3.0]))]
-    doubler.release()
-    assert futures[0].result(PATIENCE).outputs["y"].tolist() == [[2.0, 2.0]]
-    assert values(futures[1]) == [6.0]
-    assert doubler.batches == [[0.0], [1.0, 1.0], [3.0]]
-
-
-def test_inputs_with_different_numbers_of_rows_are_refused() -> None:
-    with pytest.raises(InvalidInput, match="'a' has 1, 'b' has 2"):
-        Request({"a": np.zeros(1), "b": np.zeros(2)})
-
-
-def test_the_observer_hears_of_every_batch_before_its_answers(doubler: Doubler) -> None:
-    seen: list[tuple[int, float]] = []
-    batcher = DynamicBatcher(
-        doubler,
-        max_batch_size=4,
-        observe=lambda batch, started, seconds: seen.append((sum(r.rows for r in batch), seconds)),
-    )
-    answer = batcher.infer(Request({"x": np.zeros(3)}))
-    assert seen == [(3, answer.compute_seconds)]
-
-
-@pytest.mark.parametrize("delay", [0.0, 0.001])
-@pytest.mark.parametrize("instances", [1, 2])
-def test_under_random_load_every_request_gets_its_own_answer_or_one_error(
-    pool: ThreadPoolExecutor, delay: float, instances: int
-) -> None:
-    batcher = DynamicBatcher(
-        lambda inputs: {"y": inputs["x"] * 2},
-        max_batch_size=8,
-        max_queue_delay=delay,
-        instance_count=instances,
-    )
-
-    def ask(seed: int) -> bool:
-        dice = random.Random(seed)
-        array = np.full(dice.randint(1, 8), float(seed))
-        late = time.monotonic() + dice.uniform(0, 0.005)
-        request = Request({"x": array}, late if dice.random() < 0.3 else math.inf)
-        if dice.random() < 0.3:
-            pool.submit(request.cancel)
-        try:
-            return bool(np.array_equal(batcher.infer(request).outputs["y"], array * 2))
-        except (DeadlineExceeded, RequestCancelled):
-            return True
-
-    assert all(ask_all(pool, ask, 1000))
+    assert [each.answer.stages.rows for each in asked] == [6, 6, 6]
     assert batcher.pending == 0
 
 
-def ask_all(pool: ThreadPoolExecutor, ask: Callable[[int], bool], count: int) -> list[bool]:
-    return [future.result(PATIENCE) for future in [pool.submit(ask, i) for i in range(count)]]
+def test_a_request_that_does_not_fit_waits_for_the_next_batch_in_one_piece(
+    make: Make, doubler: Doubler
+) -> None:
+    batcher = make(max_batch_size=4)
+    occupy(doubler, batcher)
+    asked = [Asked(batcher, *[float(i)] * 3) for i in (1, 2)] + [Asked(batcher, 5.0)]
+    doubler.release()
+    assert [each.values for each in asked] == [[2.0] * 3, [4.0] * 3, [10.0]]
+    assert doubler.batches == [[0.0], [1.0] * 3, [2.0, 2.0, 2.0, 5.0]]
+
+
+def test_a_request_larger_than_a_batch_is_refused_naming_the_limit(
+    make: Make, doubler: Doubler
+) -> None:
+    batcher = make(max_batch_size=4)
+    with pytest.raises(InvalidInput, match="has 5 rows, at most 4 are allowed"):
+        Asked(batcher, *[0.0] * 5)
+    assert Asked(batcher, *[1.0] * 4).values == [2.0] * 4
+    assert doubler.batches == [[1.0] * 4]
+
+
+def test_requests_of_different_shapes_do_not_share_a_batch(make: Make, doubler: Doubler) -> None:
+    batcher = make(max_batch_size=8)
+    occupy(doubler, batcher)
+    outcome: Future[Outcome] = Future()
+    batcher.submit(Request({"x": np.ones((1, 2))}, outcome.set_result))
+    asked = Asked(batcher, 3.0)
+    doubler.release()
+    answer = outcome.result(PATIENCE)
+    assert isinstance(answer, Answer)
+    assert answer.outputs["y"].tolist() == [[2.0, 2.0]]
+    assert asked.values == [6.0]
+    assert doubler.batches == [[0.0], [1.0, 1.0], [3.0]]
+
+
+def test_inputs_of_one_request_with_different_numbers_of_rows_are_refused() -> None:
+    with pytest.raises(InvalidInput, match="'a' has 1, 'b' has 2"):
+        Request({"a": np.zeros(1), "b": np.zeros(2)}, print)
+
+
+def test_inputs_are_stacked_by_name_in_whatever_order_a_request_has_them(make: Make) -> None:
+    gate = threading.Event()
+
+    def run(inputs: Tensors) -> Tensors:
+        assert gate.wait(PATIENCE)
+        return dict(inputs)
+
+    batcher = make(run, max_batch_size=8)
+    futures: list[Future[Outcome]] = [Future() for _ in range(3)]
+    a, b = np.array([5]), np.array([3])
+    for inputs, future in zip(({"a": a, "b": b}, {"b": b, "a": a}) * 2, futures, strict=False):
+        batcher.submit(Request(inputs, future.set_result))
+    gate.set()
+    answers = [future.result(PATIENCE) for future in futures]
+    assert [
+        {name: array.tolist() for name, array in answer.outputs.items()}
+        for answer in answers
+        if isinstance(answer, Answer)
+    ] == [{"a": [5], "b": [3]}] * 3
+
+
+# Delay
+
+
+def test_with_a_delay_a_batch_runs_as_soon_as_it_is_full(make: Make, doubler: Doubler) -> None:
+    batcher = make(max_batch_size=3, max_queue_delay=6 * PATIENCE)
+    asked = [Asked(batcher, float(i)) for i in (1, 2)]
+    after_a_while()
+    asked.append(Asked(batcher, 3.0))
+    assert [each.values for each in asked] == [[2.0], [4.0], [6.0]]
+    assert doubler.batches == [[1.0, 2.0, 3.0]]
+
+
+def test_with_a_delay_a_batch_runs_as_soon_as_the_next_does_not_fit(
+    make: Make, doubler: Doubler
+) -> None:
+    delay = 0.5
+    batcher = make(max_batch_size=3, max_queue_delay=delay)
+    first = Asked(batcher, 1.0, 1.0)
+    after_a_while()
+    second = Asked(batcher, 2.0, 2.0)
+    assert first.answer.queue_seconds < delay
+    assert second.answer.queue_seconds >= delay
+    assert doubler.batches == [[1.0] * 2, [2.0] * 2]
+
+
+def test_with_a_delay_a_batch_runs_as_soon_as_the_next_has_another_shape(
+    make: Make, doubler: Doubler
+) -> None:
+    batcher = make(max_batch_size=8, max_queue_delay=6 * PATIENCE)
+    asked = [Asked(batcher, 1.0), Asked(batcher, 2.0)]
+    after_a_while()
+    batcher.submit(Request({"x": np.ones((1, 2))}, lambda outcome: None))
+    assert [each.values for each in asked] == [[2.0], [4.0]]
+    assert doubler.batches == [[1.0, 2.0]]
+
+
+def test_with_a_delay_a_batch_runs_that_long_after_its_first_request(
+    make: Make, doubler: Doubler
+) -> None:
+    delay = 0.3
+    batcher = make(max_batch_size=3, max_queue_delay=delay)
+    first, second = Asked(batcher, 1.0), Asked(batcher, 2.0)
+    assert first.answer.queue_seconds >= delay
+    assert second.answer.queue_seconds <= first.answer.queue_seconds
+    assert doubler.batches == [[1.0, 2.0]]
+
+
+def test_the_delay_counts_from_arrival_and_not_from_the_instance_being_free(
+    make: Make, doubler: Doubler
+) -> None:
+    delay = PATIENCE
+    batcher = make(max_batch_size=3, max_queue_delay=delay)
+    asked = Asked(batcher, 1.0, arrived=time.monotonic() - delay)
+    assert asked.answer.queue_seconds < delay + 1.0
+
+
+def test_with_a_delay_what_expires_meanwhile_holds_up_nobody(make: Make, doubler: Doubler) -> None:
+    delay = 0.1
+    batcher = make(max_batch_size=3, max_queue_delay=delay)
+    expiring = Asked(batcher, 1.0, deadline=time.monotonic() + delay / 2)
+    living = Asked(batcher, 2.0)
+    assert isinstance(expiring.error, DeadlineExceeded)
+    assert delay <= living.answer.queue_seconds < PATIENCE
+    assert doubler.batches == [[2.0]]
+
+
+def test_with_a_delay_whoever_is_slow_to_hear_of_his_deadline_holds_up_nobody(
+    make: Make, doubler: Doubler
+) -> None:
+    batcher = make(max_batch_size=3, max_queue_delay=0.2)
+    entered: list[bool] = []
+    late = Request(
+        {"x": np.array([1.0])},
+        lambda outcome: entered.append(doubler.entered.acquire(timeout=PATIENCE)),
+        deadline=time.monotonic() + 0.01,
+    )
+    batcher.submit(late)
+    wait_until(late.deadline + 0.05)
+    assert Asked(batcher, 2.0).values == [4.0]
+    assert batcher.close(PATIENCE)
+    assert entered == [True]
+
+
+def test_with_a_delay_what_was_cancelled_makes_room_in_the_batch(
+    make: Make, doubler: Doubler
+) -> None:
+    batcher = make(max_batch_size=2, max_queue_delay=6 * PATIENCE)
+    Asked(batcher, 1.0).request.cancel()
+    asked = [Asked(batcher, 2.0), Asked(batcher, 3.0)]
+    assert [each.values for each in asked] == [[4.0], [6.0]]
+    assert doubler.batches == [[2.0, 3.0]]
+
+
+# A full queue
+
+
+def test_a_full_queue_refuses_at_once(make: Make, doubler: Doubler) -> None:
+    batcher = make(max_batch_size=4, max_queue_size=2)
+    occupy(doubler, batcher)
+    asked = [Asked(batcher, float(i)) for i in (1, 2)]
+    with pytest.raises(QueueFull, match="2 requests are already waiting") as refusal:
+        Asked(batcher, 3.0)
+    assert refusal.value.retry_after == 0.01  # no batch has run yet, to say how long it takes
+    doubler.release()
+    assert [each.values for each in asked] == [[2.0], [4.0]]
+
+
+def test_a_refused_caller_is_told_when_half_of_the_queue_will_have_run(
+    make: Make, doubler: Doubler
+) -> None:
+    batcher = make(max_batch_size=2, max_queue_size=12)
+    occupy(doubler, batcher)
+    pair = [Asked(batcher, float(i)) for i in (1, 2)]
+    doubler.release()
+    doubler.hold()
+    doubler.wait_until_entered()
+    wait_until(time.monotonic() + 0.02)
+    doubler.release()
+    seconds = pair[1].answer.stages.seconds / 2  # per request
+    assert seconds >= 0.01
+    occupy(doubler, batcher)
+    for i in range(12):
+        Asked(batcher, float(i))
+    with pytest.raises(QueueFull) as refusal:
+        Asked(batcher, 3.0)
+    assert refusal.value.retry_after == pytest.approx(6 * seconds)
+
+
+def test_a_cancelled_request_frees_its_place_in_a_full_queue(make: Make, doubler: Doubler) -> None:
+    batcher = make(max_batch_size=4, max_queue_size=2)
+    occupy(doubler, batcher)
+    asked = [Asked(batcher, float(i)) for i in (1, 2)]
+    asked[0].request.cancel()
+    assert batcher.pending == 1
+    third = Asked(batcher, 3.0)
+    with pytest.raises(QueueFull):
+        Asked(batcher, 4.0)
+    doubler.release()
+    assert (asked[1].values, third.values) == ([4.0], [6.0])
+    assert doubler.batches == [[0.0], [2.0, 3.0]]
+
+
+def test_an_expired_request_frees_its_place_in_a_full_queue_and_is_told(
+    make: Make, doubler: Doubler
+) -> None:
+    batcher = make(max_batch_size=4, max_queue_size=2)
+    occupy(doubler, batcher)
+    living, expired = Asked(batcher, 1.0), Asked(batcher, 2.0, deadline=time.monotonic())
+    third = Asked(batcher, 3.0)
+    assert isinstance(expired.error, DeadlineExceeded)  # while the instance is still busy
+    with pytest.raises(QueueFull):
+        Asked(batcher, 4.0)
+    doubler.release()
+    assert (living.values, third.values) == ([2.0], [6.0])
+    assert doubler.batches == [[0.0], [1.0, 3.0]]
+
+
+# Deadlines and cancellation
+
+
+def test_an_expired_request_is_dropped_and_its_batch_mates_are_answered(
+    make: Make, doubler: Doubler
+) -> None:
+    batcher = make(max_batch_size=8)
+    occupy(doubler, batcher)
+    before, expired, after = (
+        Asked(batcher, 1.0, deadline=time.monotonic() + PATIENCE),
+        Asked(batcher, 2.0, deadline=time.monotonic()),
+        Asked(batcher, 3.0),
+    )
+    doubler.release()
+    assert isinstance(expired.error, DeadlineExceeded)
+    assert (before.values, after.values) == ([2.0], [6.0])
+    assert doubler.batches == [[0.0], [1.0, 3.0]]
+
+
+def test_what_has_expired_leaves_room_for_others_in_the_batch(make: Make, doubler: Doubler) -> None:
+    batcher = make(max_batch_size=2)
+    occupy(doubler, batcher)
+    Asked(batcher, 1.0, 1.5, deadline=time.monotonic())
+    asked = [Asked(batcher, 2.0), Asked(batcher, 3.0)]
+    doubler.release()
+    assert [each.values for each in asked] == [[4.0], [6.0]]
+    assert doubler.batches == [[0.0], [2.0, 3.0]]
+
+
+def test_a_request_that_comes_too_late_never_runs(make: Make, doubler: Doubler) -> None:
+    batcher = make(max_batch_size=8)
+    late = Asked(batcher, 1.0, deadline=time.monotonic() - 1)
+    assert isinstance(late.error, DeadlineExceeded)
+    assert Asked(batcher, 2.0).values == [4.0]
+    assert doubler.batches == [[2.0]]
+
+
+def test_a_deadline_that_passes_while_the_batch_runs_changes_nothing(
+    make: Make, doubler: Doubler
+) -> None:
+    batcher = make(max_batch_size=8)
+    doubler.hold()
+    deadline = time.monotonic() + 0.5
+    asked = Asked(batcher, 1.0, deadline=deadline)
+    doubler.wait_until_entered()
+    wait_until(deadline)
+    doubler.release()
+    assert asked.values == [2.0]
+
+
+def test_a_cancelled_request_is_told_at_once_and_dropped_and_its_mates_are_answered(
+    make: Make, doubler: Doubler
+) -> None:
+    batcher = make(max_batch_size=8)
+    occupy(doubler, batcher)
+    before, cancelled, after = (Asked(batcher, value) for value in (1.0, 2.0, 3.0))
+    cancelled.request.cancel()
+    assert isinstance(cancelled.error, RequestCancelled)
+    doubler.release()
+    assert (before.values, after.values) == ([2.0], [6.0])
+    assert doubler.batches == [[0.0], [1.0, 3.0]]
+
+
+def test_a_request_cancelled_while_it_runs_is_told_so_once_and_its_mates_are_answered(
+    make: Make, doubler: Doubler
+) -> None:
+    batcher = make(max_batch_size=8)
+    occupy(doubler, batcher)
+    cancelled, mate = Asked(batcher, 1.0), Asked(batcher, 2.0)
+    doubler.release()
+    doubler.hold()
+    doubler.wait_until_entered()
+    cancelled.request.cancel()
+    assert isinstance(cancelled.error, RequestCancelled)
+    doubler.release()
+    assert mate.values == [4.0]
+    assert batcher.close(PATIENCE)
+    assert doubler.batches == [[0.0], [1.0, 2.0]]
+
+
+def test_a_request_cancelled_before_it_is_submitted_never_runs(
+    make: Make, doubler: Doubler
+) -> None:
+    batcher = make(max_batch_size=8)
+    outcomes: list[Outcome] = []
+    request = Request({"x": np.array([1.0])}, outcomes.append)
+    request.cancel()
+    batcher.submit(request)
+    assert batcher.pending == 0
+    assert Asked(batcher, 2.0).values == [4.0]
+    assert [type(outcome) for outcome in outcomes] == [RequestCancelled]
+    assert doubler.batches == [[2.0]]
+
+
+def test_cancelling_what_was_answered_changes_nothing(make: Make) -> None:
+    asked = Asked(make(max_batch_size=8), 1.0)
+    assert asked.values == [2.0]
+    asked.request.cancel()
+    assert asked.values == [2.0]
+
+
+def test_cancelling_frees_the_inputs_of_a_request_that_waits(make: Make, doubler: Doubler) -> None:
+    batcher = make(max_batch_size=8)
+    occupy(doubler, batcher)
+    array, freed = np.zeros(1), threading.Event()
+    weakref.finalize(array, freed.set)
+    request = Request({"x": array}, lambda outcome: None)
+    batcher.submit(request)
+    request.cancel()
+    del array, request
+    assert freed.is_set()
+
+
+def test_an_idle_batcher_keeps_nothing_of_what_it_ran(make: Make) -> None:
+    batcher = make(max_batch_size=8)
+    array, freed, told = np.zeros(1), threading.Event(), threading.Event()
+    weakref.finalize(array, freed.set)
+    batcher.submit(Request({"x": array}, lambda outcome: told.set()))
+    del array
+    assert told.wait(PATIENCE)
+    assert freed.wait(PATIENCE)
+
+
+# Priorities
+
+
+def test_a_lower_priority_number_goes_first_and_within_a_level_who_came_first(
+    make: Make, doubler: Doubler
+) -> None:
+    batcher = make(max_batch_size=1, priority_levels=3)
+    occupy(doubler, batcher)
+    asked = [
+        Asked(batcher, value, priority=priority)
+        for value, priority in ((1.0, 2), (2.0, 1), (3.0, 0), (4.0, 1), (5.0, 0))
+    ]
+    doubler.release()
+    assert [each.values for each in asked] == [[2.0], [4.0], [6.0], [8.0], [10.0]]
+    assert doubler.batches == [[0.0], [3.0], [5.0], [2.0], [4.0], [1.0]]
+
+
+def test_lower_priorities_are_taken_along_where_there_is_room(make: Make, doubler: Doubler) -> None:
+    batcher = make(max_batch_size=3, priority_levels=2)
+    occupy(doubler, batcher)
+    for value, priority in ((1.0, 1), (2.0, 1), (3.0, 0), (4.0, 0)):
+        Asked(batcher, value, priority=priority)
+    doubler.release()
+    assert batcher.close(PATIENCE)
+    assert doubler.batches == [[0.0], [3.0, 4.0, 1.0], [2.0]]
+
+
+# Buckets, and rows out
+
+
+def test_a_batch_is_filled_up_to_the_next_bucket_and_answers_have_their_own_rows(
+    make: Make, doubler: Doubler
+) -> None:
+    batcher = make(max_batch_size=8, buckets=(8, 4, 1))
+    occupy(doubler, batcher)
+    asked = [Asked(batcher, 1.0, 2.0), Asked(batcher, 3.0)]
+    doubler.release()
+    assert [each.values for each in asked] == [[2.0, 4.0], [6.0]]
+    assert asked[0].answer.stages.rows == 3
+    assert Asked(batcher, *[5.0] * 5).values == [10.0] * 5
+    assert doubler.batches == [[0.0], [1.0, 2.0, 3.0, 0.0], [5.0] * 5 + [0.0] * 3]
+
+
+def test_bytes_are_filled_up_with_empty_strings(make: Make) -> None:
+    seen: list[list[str | bytes]] = []
+
+    def run(inputs: Tensors) -> Tensors:
+        seen.append(inputs["x"].tolist())
+        return {"y": inputs["x"]}
+
+    outcome: Future[Outcome] = Future()
+    strings = np.array([b"three", b"seven"], dtype=object)
+    make(run, max_batch_size=4, buckets=(4,)).submit(Request({"x": strings}, outcome.set_result))
+    answer = outcome.result(PATIENCE)
+    assert isinstance(answer, Answer)
+    assert answer.outputs["y"].tolist() == [b"three", b"seven"]
+    assert seen == [[b"three", b"seven", "", ""]]
+
+
+@pytest.mark.parametrize("rows", [0, 1, 3])
+def test_a_model_that_gives_another_number_of_rows_fails(make: Make, rows: int) -> None:
+    batcher = make(lambda inputs: {"y": np.zeros(rows)}, max_batch_size=4)
+    assert isinstance(Asked(batcher, 1.0, 2.0).error, ModelFailed)
+
+
+def test_a_model_that_gives_a_scalar_fails(make: Make) -> None:
+    batcher = make(lambda inputs: {"y": np.array(1.0)}, max_batch_size=4)
+    assert isinstance(Asked(batcher, 1.0).error, ModelFailed)
+
+
+# Failures
+
+
+def test_a_request_that_the_model_cannot_run_fails_alone(make: Make, doubler: Doubler) -> None:
+    batcher = make(max_batch_size=4)
+    occupy(doubler, batcher)
+    good, bad, other = (Asked(batcher, value) for value in (1.0, 13.0, 2.0))
+    doubler.release()
+    assert isinstance(bad.error, ModelFailed)
+    assert str(bad.error) == "the model failed; the server's log says why"
+    assert (good.values, other.values) == ([2.0], [4.0])
+    assert doubler.batches == [[0.0], [1.0, 13.0, 2.0], [1.0], [13.0], [2.0]]
+
+
+def test_a_failing_batch_leaves_the_next_alone(make: Make, doubler: Doubler) -> None:
+    batcher = make(max_batch_size=1)
+    occupy(doubler, batcher)
+    bad, good = Asked(batcher, 13.0), Asked(batcher, 1.0)
+    doubler.release()
+    assert isinstance(bad.error, ModelFailed)
+    assert good.values == [2.0]
+
+
+def test_of_a_failed_batch_only_those_run_again_who_still_want_an_answer(
+    make: Make, doubler: Doubler
+) -> None:
+    batcher = make(max_batch_size=8)
+    occupy(doubler, batcher)
+    deadline = time.monotonic() + 0.5
+    bad, expiring, cancelled, good = (
+        Asked(batcher, 13.0),
+        Asked(batcher, 1.0, deadline=deadline),
+        Asked(batcher, 2.0),
+        Asked(batcher, 3.0),
+    )
+    doubler.release()
+    doubler.hold()
+    doubler.wait_until_entered()
+    cancelled.request.cancel()
+    wait_until(deadline)
+    doubler.release()
+    assert isinstance(bad.error, ModelFailed)
+    assert isinstance(expiring.error, DeadlineExceeded)
+    assert isinstance(cancelled.error, RequestCancelled)
+    assert good.values == [6.0]
+    assert doubler.batches == [[0.0], [13.0, 1.0, 2.0, 3.0], [13.0], [3.0]]
+
+
+def test_a_callback_that_raises_costs_nobody_else_an_answer(
+    make: Make, doubler: Doubler, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(outcome: Outcome) -> None:
+        raise RuntimeError("nobody there")
+
+    batcher = make(max_batch_size=8, max_queue_size=2)
+    occupy(doubler, batcher)
+    batcher.submit(Request({"x": np.array([1.0])}, fail, deadline=time.monotonic()))
+    batcher.submit(Request({"x": np.array([2.0])}, fail))
+    mate = Asked(batcher, 3.0)
+    doubler.release()
+    assert mate.values == [6.0]
+    assert Asked(batcher, 4.0).values == [8.0]
+    assert batcher.close(PATIENCE)
+    assert [record.message for record in caplog.records] == [
+        "an outcome could not be handed out",
+        "an outcome could not be handed out",
+    ]
+
+
+def test_an_observer_that_raises_costs_nobody_an_answer(make: Make) -> None:
+    def fail(execution: Execution) -> None:
+        raise RuntimeError("cannot count")
+
+    batcher = make(max_batch_size=8, observe=fail)
+    assert Asked(batcher, 1.0).values == [2.0]
+    assert Asked(batcher, 2.0).values == [4.0]
+
+
+# Observing
+
+
+def test_the_observer_hears_of_every_batch_before_its_answers_go_out(
+    make: Make, doubler: Doubler
+) -> None:
+    seen: list[Execution] = []
+    order: list[str] = []
+
+    def observe(execution: Execution) -> None:
+        seen.append(execution)
+        order.append("observed")
+
+    batcher = make(max_batch_size=4, buckets=(4,), observe=observe)
+    first = occupy(doubler, batcher)
+    batcher.submit(Request({"x": np.ones(2)}, lambda outcome: order.append("answered")))
+    cancelled, last = Asked(batcher, 2.0), Asked(batcher, 3.0)
+    doubler.release()
+    doubler.hold()
+    doubler.wait_until_entered()
+    cancelled.request.cancel()
+    doubler.release()
+    stages = last.answer.stages
+    assert batcher.close(PATIENCE)
+    assert order == ["observed", "observed", "answered"]
+    assert [execution.rows for execution in seen] == [1, 4]
+    assert seen[0].queue_seconds == [first.answer.queue_seconds]
+    assert len(seen[1].queue_seconds) == 2  # whoever left has no entry
+    assert seen[1].request_seconds[-1] == last.answer.request_seconds
+    assert seen[1].compute_infer_seconds == stages.compute_infer_seconds
+
+
+# Instances
+
+
+def test_as_many_batches_run_at_once_as_there_are_instances_and_never_more(
+    make: Make, doubler: Doubler
+) -> None:
+    batcher = make(max_batch_size=1, instance_count=2)
+    doubler.hold()
+    asked = [Asked(batcher, float(i)) for i in range(6)]
+    for _ in range(2):
+        doubler.wait_until_entered()
+    assert batcher.pending == 4
+    doubler.release()
+    assert [each.values for each in asked] == [[2.0 * i] for i in range(6)]
+    assert doubler.most_at_once == 2
+
+
+@pytest.mark.parametrize("instances", [1, 2])
+def test_the_next_batch_runs_while_answers_of_the_one_before_go_out(
+    make: Make, doubler: Doubler, instances: int
+) -> None:
+    batcher = make(max_batch_size=1, instance_count=instances)
+    entered: list[bool] = []
+    doubler.hold()
+    slow = [
+        Request(
+            {"x": np.zeros(1)},
+            lambda outcome: entered.append(doubler.entered.acquire(timeout=PATIENCE)),
+        )
+        for _ in range(instances)
+    ]
+    for request in slow:
+        batcher.submit(request)
+        doubler.wait_until_entered()
+    following = [Asked(batcher, 1.0) for _ in range(instances)]
+    doubler.release()
+    assert [each.values for each in following] == [[2.0]] * instances
+    assert batcher.close(PATIENCE)
+    assert entered == [True] * instances
+
+
+# Closing
+
+
+def test_closing_answers_whatever_is_inside_refuses_the_rest_and_ends_the_threads(
+    make: Make, doubler: Doubler
+) -> None:
+    batcher = make(max_batch_size=1, instance_count=2, name="closing")
+    assert len(threads_named("closing")) == 3
+    occupy(doubler, batcher)
+    asked = [Asked(batcher, float(i)) for i in (1, 2, 3)]
+    doubler.wait_until_entered()
+    closer, closed = closing(batcher)
+    doubler.release()
+    assert closed.result(PATIENCE) is True
+    closer.join()
+    assert [each.values for each in asked] == [[2.0], [4.0], [6.0]]
+    assert threads_named("closing") == []
+
+
+def closing(batcher: DynamicBatcher) -> tuple[threading.Thread, Future[bool]]:
+    """Close it on another thread, with much time; returns when it refuses requests."""
+    closed: Future[bool] = Future()
+    closer = threading.Thread(target=lambda: closed.set_result(batcher.close(6 * PATIENCE)))
+    closer.start()
+    end = time.monotonic() + PATIENCE
+    while not is_closed(batcher):
+        assert time.monotonic() < end
+    return closer, closed
+
+
+def is_closed(batcher: DynamicBatcher) -> bool:
+    """Whether it refuses requests; this one takes no place."""
+    request = Request({"x": np.zeros(1)}, lambda outcome: None)
+    request.cancel()
+    try:
+        batcher.submit(request)
+    except BatcherClosed:
+        return True
+    return False
+
+
+def test_closing_does_not_wait_for_a_delay_to_pass(make: Make) -> None:
+    batcher = make(max_batch_size=8, max_queue_delay=6 * PATIENCE)
+    asked = Asked(batcher, 1.0)
+    assert batcher.close(PATIENCE) is True
+    assert asked.answer.queue_seconds < PATIENCE
+
+
+def test_closing_without_time_fails_what_is_queued_but_not_what_runs(
+    make: Make, doubler: Doubler
+) -> None:
+    batcher = make(max_batch_size=1, name="hurried")
+    running = occupy(doubler, batcher)
+    queued = Asked(batcher, 1.0)
+    threads = threads_named("hurried")
+    assert batcher.close(0) is False
+    assert isinstance(queued.error, BatcherClosed)
+    assert batcher.pending == 0
+    doubler.release()
+    assert running.values == [0.0]
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert threads_named("hurried") == []
+    assert doubler.batches == [[0.0]]
+
+
+def test_closing_an_idle_batcher_needs_no_time(make: Make) -> None:
+    batcher = make(max_batch_size=1, instance_count=3, name="idle")
+    assert batcher.close(0) is True
+    assert threads_named("idle") == []
+    with pytest.raises(BatcherClosed):
+        Asked(batcher, 1.0)
+
+
+def test_all_threads_end_when_the_last_that_waited_is_cancelled_while_closing(
+    make: Make, doubler: Doubler
+) -> None:
+    batcher = make(max_batch_size=1, name="leaving")
+    occupy(doubler, batcher)
+    queued = Asked(batcher, 1.0)
+    closer, closed = closing(batcher)
+    queued.request.cancel()
+    doubler.release()
+    assert closed.result(PATIENCE) is True
+    closer.join()
+    assert threads_named("leaving") == []
