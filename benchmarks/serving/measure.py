@@ -1,0 +1,166 @@
+"""What is measured of one contestant in one round, and of ONNX Runtime alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.serving import h2load
+from benchmarks.serving.contestants import Contestant
+from benchmarks.serving.h2load import Load
+from benchmarks.serving.models import Model
+from benchmarks.serving.peers import BUILT_IN, Tuning
+from benchmarks.serving.process import Cores, pinned
+from benchmarks.serving.session import Session, started
+
+# h2load's connections and requests in flight on each.
+SINGLE = (4, 16)
+ALONE = (1, 1)
+BATCHES = (2, 2)
+ROWS = (1, 8, 32, 256)  # images per request
+_WARM_UP = 1.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """The best batching settings found: for 64 requests in flight, and for one."""
+
+    throughput: Tuning = BUILT_IN
+    latency: Tuning = BUILT_IN
+
+
+class Refused(Exception):
+    """The server counted answers other than OK, or fewer than h2load did."""
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One contestant and model, once. Latencies in milliseconds."""
+
+    requests_per_second: float
+    p50_ms: float
+    p99_ms: float
+    alone_p50_ms: float  # one request in flight
+    alone_p99_ms: float
+    images_per_second: dict[int, float]  # by images per request
+    cpu_us: float  # of the server's processes, per request
+    rss_mib: float  # after the single images
+    peak_rss_mib: float  # after the batches too
+    ready_seconds: float
+    answers_checked: int
+
+
+def measure(
+    contestant: Contestant, model: Model, tuned: Tuned, cores: Cores, seconds: float
+) -> Round:
+    """Start it, check it, load it, stop it; again where one request at a time has other settings.
+
+    Raises DidNotStart, LoadFailed, Refused or WrongAnswer.
+    """
+    alone = None
+    if tuned.latency != tuned.throughput:
+        with started(contestant, model, tuned.latency, cores) as session:
+            alone = one_at_a_time(session, seconds / 2)
+    with started(contestant, model, tuned.throughput, cores) as session:
+        session.checker.check_all()
+        single, cpu_us = single_images(session, seconds)
+        rss = session.usage().rss_bytes
+        alone = alone or one_at_a_time(session, seconds / 2)
+        return Round(
+            requests_per_second=single.rate,
+            p50_ms=single.percentile(50) * 1000,
+            p99_ms=single.percentile(99) * 1000,
+            alone_p50_ms=alone.percentile(50) * 1000,
+            alone_p99_ms=alone.percentile(99) * 1000,
+            images_per_second={1: single.rate} | _image_batches(session, seconds / 2),
+            cpu_us=cpu_us,
+            rss_mib=rss / 2**20,
+            peak_rss_mib=session.usage().peak_bytes / 2**20,
+            ready_seconds=session.ready_seconds,
+            answers_checked=session.checker.checked,
+        )
+
+
+def tune(
+    contestant: Contestant, model: Model, cores: Cores, seconds: float
+) -> dict[Tuning, tuple[float, float]]:
+    """Candidate → requests per second with 64 in flight, and p50 in ms with one."""
+    found = {}
+    for candidate in contestant.candidates:
+        with started(contestant, model, candidate, cores) as session:
+            single, _ = single_images(session, seconds)
+            alone = one_at_a_time(session, seconds / 2)
+            found[candidate] = (single.rate, alone.percentile(50) * 1000)
+    return found
+
+
+def choose(found: Mapping[Tuning, tuple[float, float]]) -> Tuned:
+    """The candidates with the most requests per second and with the lowest p50."""
+    return Tuned(
+        max(found, key=lambda each: found[each][0]), min(found, key=lambda each: found[each][1])
+    )
+
+
+def one_at_a_time(session: Session, seconds: float) -> Load:
+    """One request in flight."""
+    return _load(session, 1, ALONE, seconds)
+
+
+def _image_batches(session: Session, seconds: float) -> dict[int, float]:
+    """Images per second by images per request, beyond one; a no-op answers one image only."""
+    rows_tried = () if session.contestant.fixed else ROWS[1:]
+    return {rows: _load(session, rows, BATCHES, seconds).rate * rows for rows in rows_tried}
+
+
+def single_images(session: Session, seconds: float) -> tuple[Load, float]:
+    """Single images, 64 in flight, answers checked meanwhile; the load and µs of CPU per request.
+
+    Raises WrongAnswer, or Refused where our own counters do not agree.
+    """
+    _load(session, 1, SINGLE, _WARM_UP)
+    counted, used = session.counters(), session.usage()
+    checked = session.checker.checked
+    with session.checker.checking():
+        load = _load(session, 1, SINGLE, seconds)
+    spent = session.usage().cpu_seconds - used.cpu_seconds
+    checked = session.checker.checked - checked
+    agree(counted, session.counters(), load.requests + checked)
+    return load, spent * 1e6 / (load.requests + checked)
+
+
+def agree(before: Mapping[str, int], after: Mapping[str, int], answered: int) -> None:
+    """Nothing but OK was counted, and as many as were answered; h2load's end may cut some off."""
+    counts = {code: count - before.get(code, 0) for code, count in after.items()}
+    ok = counts.pop("OK", 0)
+    cut = counts.pop("CANCELLED", 0)
+    if after and (any(counts.values()) or ok < answered or cut > SINGLE[0] * SINGLE[1]):
+        raise Refused(f"{answered} were answered; the server counts {ok} OK, {cut} cut, {counts}")
+
+
+def onnxruntime_alone(
+    repository: Path, model: Model, cores: Cores, rows: Sequence[int], seconds: float
+) -> dict[int, float]:
+    """Images per second by rows per run, on the server's core."""
+    command = [sys.executable, "-m", "benchmarks.serving.onnxruntime_alone"]
+    command += ["--model-repository", str(repository), "--model", model.name]
+    command += ["--precision", model.precision, "--seconds", str(seconds)]
+    command += ["--rows", *map(str, rows)]
+    result = subprocess.run(
+        pinned(cores.server, command), check=True, stdout=subprocess.PIPE, text=True
+    )
+    return {int(key): value for key, value in json.loads(result.stdout).items()}
+
+
+def _load(session: Session, rows: int, in_flight: tuple[int, int], seconds: float) -> Load:
+    clients, streams = in_flight
+    return h2load.load(
+        session.target(rows),
+        session.request(rows),
+        clients=clients,
+        streams=streams,
+        seconds=seconds,
+    )
