@@ -11,7 +11,7 @@ import grpc
 import numpy as np
 
 from benchmarks.serving.models import Model
-from benchmarks.serving.wire import Probabilities, Protocol, WrongAnswer
+from benchmarks.serving.wire import NoAnswer, Probabilities, Protocol, WrongAnswer
 
 TOLERANCE = 1e-3  # of a probability; exports agree with each other to 1e-4
 PAUSE = 0.02  # seconds between two questions, so that the load is not theirs
@@ -31,7 +31,6 @@ class Checker:
         self._protocol = protocol
         self._model = model
         self._images = 1 if fixed else len(model.images)  # how many it can answer rightly
-        self._infer = self._method(protocol.infer)
         self.checked = 0
 
     def close(self) -> None:
@@ -42,10 +41,10 @@ class Checker:
         """The server says so, where it can be asked, and then answers an image rightly."""
         try:
             path = self._protocol.ready
-            if path and not self._method(path)(b"", timeout=_TIMEOUT).startswith(_READY):
+            if path and not self._ask(path, b"").startswith(_READY):
                 return False
             self.check_one(0)
-        except grpc.RpcError:
+        except NoAnswer:
             return False
         return True
 
@@ -58,13 +57,14 @@ class Checker:
         """Ask one image; WrongAnswer where the answer is not ONNX Runtime's."""
         row = slice(index % self._images, index % self._images + 1)
         request = self._protocol.encode(self._model.name, self._model.images[row])
-        answer = self._protocol.decode(self._infer(request, timeout=_TIMEOUT), 1)
+        answer = self._protocol.decode(self._ask(self._protocol.infer, request), 1)
         self._compare(answer, self._model.expected[row])
 
     def check_batch(self, rows: int) -> int:
         """Ask so many images in one request; the answer's length in bytes."""
         images, expected = self._model.batch(rows)
-        answer = self._infer(self._protocol.encode(self._model.name, images), timeout=_TIMEOUT)
+        request = self._protocol.encode(self._model.name, images)
+        answer = self._ask(self._protocol.infer, request)
         self._compare(self._protocol.decode(answer, rows), expected)
         return len(answer)
 
@@ -73,7 +73,7 @@ class Checker:
         """Ask one image after another for the length of the block; raises what went wrong."""
         stopping = threading.Event()
         errors: list[Exception] = []
-        thread = threading.Thread(target=self._ask, args=(stopping, errors))
+        thread = threading.Thread(target=self._ask_on, args=(stopping, errors))
         thread.start()
         try:
             yield
@@ -83,7 +83,7 @@ class Checker:
         if errors:
             raise errors[0]
 
-    def _ask(self, stopping: threading.Event, errors: list[Exception]) -> None:
+    def _ask_on(self, stopping: threading.Event, errors: list[Exception]) -> None:
         index = 0
         try:
             while not stopping.wait(PAUSE):
@@ -97,10 +97,14 @@ class Checker:
             raise WrongAnswer(f"{self._model.name}: got {answer}, expected {expected}")
         self.checked += len(answer)
 
-    def _method(self, path: str) -> Callable[..., bytes]:
-        return self._channel.unary_unary(
+    def _ask(self, path: str, request: bytes) -> bytes:
+        method = self._channel.unary_unary(
             path, request_serializer=_bytes, response_deserializer=_bytes
         )
+        try:
+            return bytes(method(request, timeout=_TIMEOUT))
+        except grpc.RpcError as error:
+            raise NoAnswer(f"{error.code().name}: {error.details()}") from None
 
 
 def wait_until(condition: Callable[[], bool], alive: Callable[[], bool], seconds: float) -> bool:

@@ -17,15 +17,15 @@ from benchmarks.serving.measure import (
     choose,
     measure,
     onnxruntime_alone,
-    tune,
+    try_out,
 )
 from benchmarks.serving.models import Model, NoVariant, load_model
 from benchmarks.serving.process import Cores, DidNotStart
-from benchmarks.serving.wire import WrongAnswer
+from benchmarks.serving.targets import ALONE
+from benchmarks.serving.wire import NoAnswer, WrongAnswer
 
 # What one contestant may do wrong without spoiling the run for the others.
-FAILURES = (DidNotStart, LoadFailed, Refused, WrongAnswer)
-ALONE = "onnxruntime"
+FAILURES = (DidNotStart, LoadFailed, NoAnswer, Refused, WrongAnswer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +49,9 @@ class Compared:
     results: list[dict[str, Any]] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)  # contestant → why
 
-    def result(self, contestant: str, model: str, precision: str) -> dict[str, Any]:
+    def result(self, contestant: str, model: str) -> dict[str, Any]:
         """The entry of a contestant and model, made when it is not there yet."""
-        key = {"contestant": contestant, "model": model, "precision": precision}
+        key = {"contestant": contestant, "model": model}
         for each in self.results:
             if key.items() <= each.items():
                 return each
@@ -83,7 +83,8 @@ def compare(plan: Plan, save: Callable[[Compared], None]) -> Compared:
             _one(plan, contestant, model, tuned[contestant.name, model.name], compared)
         for model in _distinct(running):
             alone = onnxruntime_alone(plan.repository, model, plan.cores, ROWS, plan.seconds / 2)
-            entry = compared.result(ALONE, model.name, model.precision)
+            name = ALONE if model.precision == "fp32" else f"{ALONE} {model.precision}"
+            entry = compared.result(name, model.name)
             entry["rounds"].append({"images_per_second": alone})
         save(compared)
     return compared
@@ -99,21 +100,23 @@ def _tuned(plan: Plan, contestant: Contestant, model: Model, compared: Compared)
     if not plan.tuning or len(contestant.candidates) == 1:
         return Tuned(first, first)
     progress("tuning", contestant.name, "for", model.name)
-    try:
-        found = tune(contestant, model, plan.cores, plan.seconds / 2)
-    except FAILURES as error:
-        progress(contestant.name, model.name, "failed while tuned:", error)
-        return Tuned(first, first)
-    for candidate, (rate, p50) in found.items():
-        entry = {"contestant": contestant.name, "model": model.name, "setting": str(candidate)}
+    found = {}
+    for each in contestant.candidates:
+        entry = {"contestant": contestant.name, "model": model.name, "setting": str(each)}
+        try:
+            rate, p50 = found[each] = try_out(contestant, model, each, plan.cores, plan.seconds / 2)
+        except FAILURES as error:
+            progress(contestant.name, model.name, each, "failed:", error)
+            compared.tuning.append({**entry, "failure": str(error)})
+            continue
         compared.tuning.append({**entry, "requests_per_second": rate, "alone_p50_ms": p50})
-    return choose(found)
+    return choose(found) if found else Tuned(first, first)
 
 
 def _one(
     plan: Plan, contestant: Contestant, model: Model, tuned: Tuned, compared: Compared
 ) -> None:
-    entry = compared.result(contestant.name, model.name, contestant.precision)
+    entry = compared.result(contestant.name, model.name)
     entry["settings"] = {"throughput": str(tuned.throughput), "latency": str(tuned.latency)}
     try:
         found = measure(contestant, model, tuned, plan.cores, plan.seconds)

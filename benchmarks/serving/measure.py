@@ -48,8 +48,8 @@ class Round:
     alone_p99_ms: float
     images_per_second: dict[int, float]  # by images per request
     cpu_us: float  # of the server's processes, per request
-    rss_mib: float  # after the single images
-    peak_rss_mib: float  # after the batches too
+    rss_mb: float  # after the single images
+    peak_rss_mb: float  # after the batches too
     ready_seconds: float
     answers_checked: int
 
@@ -78,24 +78,20 @@ def measure(
             alone_p99_ms=alone.percentile(99) * 1000,
             images_per_second={1: single.rate} | _image_batches(session, seconds / 2),
             cpu_us=cpu_us,
-            rss_mib=rss / 2**20,
-            peak_rss_mib=session.usage().peak_bytes / 2**20,
+            rss_mb=rss / 1e6,
+            peak_rss_mb=session.usage().peak_bytes / 1e6,
             ready_seconds=session.ready_seconds,
             answers_checked=session.checker.checked,
         )
 
 
-def tune(
-    contestant: Contestant, model: Model, cores: Cores, seconds: float
-) -> dict[Tuning, tuple[float, float]]:
-    """Candidate → requests per second with 64 in flight, and p50 in ms with one."""
-    found = {}
-    for candidate in contestant.candidates:
-        with started(contestant, model, candidate, cores) as session:
-            single, _ = single_images(session, seconds)
-            alone = one_at_a_time(session, seconds / 2)
-            found[candidate] = (single.rate, alone.percentile(50) * 1000)
-    return found
+def try_out(
+    contestant: Contestant, model: Model, tuning: Tuning, cores: Cores, seconds: float
+) -> tuple[float, float]:
+    """Requests per second with 64 in flight, and p50 in ms with one, at these settings."""
+    with started(contestant, model, tuning, cores) as session:
+        single, _ = single_images(session, seconds)
+        return single.rate, one_at_a_time(session, seconds / 2).percentile(50) * 1000
 
 
 def choose(found: Mapping[Tuning, tuple[float, float]]) -> Tuned:

@@ -84,6 +84,10 @@ class Connection:
         self._waiting: deque[int] = deque()  # numbers of requests that may not go out yet
         self._number_of: dict[int, int] = {}  # stream → request
 
+    def close(self) -> None:
+        """End the connection."""
+        self.socket.close()
+
     def send(self, number: int) -> None:
         """Send the request, or as soon as that is allowed."""
         self._waiting.append(number)
@@ -146,9 +150,6 @@ class Loop:
         self._connections = connections
         self._due = due.tolist()
         self._by_descriptor = {each.socket.fileno(): each for each in connections}
-        self._epoll = select.epoll()
-        for descriptor in self._by_descriptor:
-            self._epoll.register(descriptor, select.EPOLLIN)
         self.late = np.zeros(len(due))
         self.ended = np.full(len(due), np.nan)
         self.statuses = np.full(len(due), -1)
@@ -157,6 +158,9 @@ class Loop:
         """Until all is sent and answered, or the last answers take too long."""
         sent, open_requests, total = 0, 0, len(self._due)
         give_up = self._due[-1] + _LAST_ANSWERS
+        epoll = select.epoll()
+        for descriptor in self._by_descriptor:
+            epoll.register(descriptor, select.EPOLLIN)
         started = time.perf_counter()
         while (sent < total or open_requests) and time.perf_counter() - started < give_up:
             now = time.perf_counter() - started
@@ -168,10 +172,11 @@ class Loop:
             for each in self._connections:
                 each.flush()
             wait = max(0.0, self._due[sent] - now - _SPIN) if sent < total else _SPIN
-            for descriptor, _ in self._epoll.poll(wait):
+            for descriptor, _ in epoll.poll(wait):
                 ended = self._by_descriptor[descriptor].receive()
                 self._note(ended, time.perf_counter() - started)
                 open_requests -= len(ended)
+        epoll.close()
 
     def _note(self, ended: list[tuple[int, int]], now: float) -> None:
         for number, status in ended:
@@ -220,6 +225,8 @@ def main() -> None:
     due = arrivals(arguments.rate, WARM_UP + arguments.seconds)
     loop = Loop(connections, due)
     loop.run()
+    for each in connections:
+        each.close()
     result = summarise(due, loop.late, loop.ended, loop.statuses, arguments.seconds)
     print(json.dumps(asdict(result)))
 

@@ -10,6 +10,7 @@ import dataclasses
 import queue
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 
 import grpc
 
@@ -45,7 +46,7 @@ class Overload:
     ceiling: float
     first: Offered
     second: Offered
-    rss_mib: tuple[float, float, float]  # before, after the first, after the second
+    rss_mb: tuple[float, float, float]  # before, after the first, after the second
 
     @property
     def goodput(self) -> float:
@@ -77,11 +78,11 @@ def overload(ours: Ours, cores: Cores, seconds: float) -> Overload:
     with started(contestant, model, BUILT_IN, cores) as session:
         capacity = _capacity(session, seconds)
         progress(f"the capacity is {capacity:.0f} requests/s")
-        rss = [_rss_mib(session)]
+        rss = [_rss_mb(session)]
         loads = []
         for _ in range(2):
             loads.append(offer_to(session, TIMES * capacity, seconds))
-            rss.append(_rss_mib(session))
+            rss.append(_rss_mb(session))
             progress(loads[-1])
         session.checker.check_all()
     offered = sum(each.offered_per_second for each in loads) / 2
@@ -114,12 +115,18 @@ def _fill(session: Session, waiting: ExitStack) -> None:
     for _ in range(_MOST_WAITING):
         call = infer.future(session.request(1))
         waiting.callback(call.cancel)
-        call.add_done_callback(lambda _, call=call: ended.put(call.code()))
+        call.add_done_callback(partial(_note, call, ended))
         with suppress(queue.Empty):
             if (code := ended.get(timeout=0.02)) is _REFUSED:
                 return
             raise NeverRefused(f"a request that was to wait ended with {code.name}")
     raise NeverRefused(f"{_MOST_WAITING} requests wait in a queue for {_QUEUE}")
+
+
+def _note(
+    call: grpc.CallFuture[bytes], ended: queue.SimpleQueue[grpc.StatusCode], _: object
+) -> None:
+    ended.put(call.code())
 
 
 def _capacity(session: Session, seconds: float) -> float:
@@ -132,5 +139,5 @@ def _capacity(session: Session, seconds: float) -> float:
     return max(single.rate, full.rate)
 
 
-def _rss_mib(session: Session) -> float:
-    return session.usage().rss_bytes / 2**20
+def _rss_mb(session: Session) -> float:
+    return session.usage().rss_bytes / 1e6

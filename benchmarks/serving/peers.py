@@ -195,7 +195,7 @@ TRITON = Peer(
 MLSERVER = Peer(
     "mlserver",
     _mlserver,
-    (Tuning(32, 0.001), Tuning(64, 0.002), Tuning(64, 0.005), Tuning(8, 0.001), Tuning(0, 0.0)),
+    (Tuning(64, 0.005), Tuning(64, 0.02), Tuning(32, 0.005), Tuning(32, 0.001), Tuning(0, 0.0)),
 )
 TORCHSERVE = Peer(
     "torchserve",

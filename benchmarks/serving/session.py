@@ -72,7 +72,7 @@ def started(
         begun = time.monotonic()
         with running(command, _ONE_THREAD | launch.environment, directory) as process:
             alive = lambda: process.poll() is None  # noqa: E731
-            if not wait_until(lambda: _listens(launch.port), alive, _START_TIMEOUT):
+            if not wait_until(lambda: listens(launch.port), alive, _START_TIMEOUT):
                 raise DidNotStart(f"{contestant.name} does not listen:\n{log_tail(directory)}")
             with closing(
                 Checker(launch.port, contestant.protocol, model, contestant.fixed)
@@ -101,6 +101,7 @@ def parse_counters(text: str, model: str) -> dict[str, int]:
     return counts
 
 
-def _listens(port: int) -> bool:
+def listens(port: int) -> bool:
+    """Somebody accepts connections there."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -34,6 +34,10 @@ class WrongAnswer(Exception):
     """An answer that is not what ONNX Runtime gives for the same images."""
 
 
+class NoAnswer(Exception):
+    """The server refused a request, failed it, or let it wait for too long."""
+
+
 def frame(message: bytes) -> bytes:
     """The message as gRPC sends it: a zero for "not compressed", its length, itself."""
     return b"\0" + struct.pack(">I", len(message)) + message
