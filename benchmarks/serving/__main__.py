@@ -9,23 +9,24 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe
 from benchmarks.serving import environments
-from benchmarks.serving.compare import Compared, Plan, compare
+from benchmarks.serving.compare import FAILURES, Compared, Plan, compare
 from benchmarks.serving.contestants import Ours, contestants
 from benchmarks.serving.h2load import LoadFailed, require_h2load
 from benchmarks.serving.offered import offered_loads
-from benchmarks.serving.overload import MODEL, overload
+from benchmarks.serving.overload import MODEL, NeverRefused, overload
 from benchmarks.serving.process import cores
 from benchmarks.serving.table import all_met, table
 from model_repository import versions
 
 RESULTS = Path(__file__).parent.parent / "results"
 SECTIONS = ("compared", "load", "overload")
+QUICK_SECTIONS = ("compared", "overload")
 QUICK_SECONDS = 2.0
 _PACKAGES = ("grpcio", "onnxruntime", "numpy")
 
@@ -34,6 +35,8 @@ class Results:
     """serving.json and serving.md in a directory; a section is replaced, the others are kept."""
 
     def __init__(self, directory: Path) -> None:
+        # Now, before this process gives up all cores but one.
+        self._machine = describe(_PACKAGES)
         self._json, self._table = directory / "serving.json", directory / "serving.md"
         directory.mkdir(parents=True, exist_ok=True)
         self.record: dict[str, Any] = {}
@@ -43,7 +46,7 @@ class Results:
     def save(self, section: str, found: dict[str, Any]) -> None:
         """Write both files anew."""
         # Through JSON, so that a table is made of the same whether it was just measured or read.
-        self.record[section] = json.loads(json.dumps({"machine": describe(_PACKAGES), **found}))
+        self.record[section] = json.loads(json.dumps({"machine": self._machine, **found}))
         self._json.write_text(json.dumps(self.record, indent=1) + "\n", encoding="utf-8")
         self._table.write_text(table(self.record), encoding="utf-8")
 
@@ -63,7 +66,8 @@ def main() -> int:
     results = Results(arguments.output)
     # What asks stays off the server's core: this process, and the load generators that it starts.
     os.sched_setaffinity(0, {plan.cores.load})
-    if "compared" in arguments.only:
+    sections = arguments.only or (QUICK_SECTIONS if arguments.quick else SECTIONS)
+    if "compared" in sections:
         peers = {
             peer: environments.versions(arguments.peers, peer)
             for peer in environments.PEERS
@@ -71,10 +75,14 @@ def main() -> int:
         }
         facts = {"h2load": h2load, "peers": peers, "plan": _facts(plan, ours)}
         compare(plan, lambda found: results.save("compared", facts | _compared(found)))
-    if "load" in arguments.only:
+    if "load" in sections:
         offered_loads(plan, lambda found: results.save("load", {"servers": found}))
-    if "overload" in arguments.only and MODEL in plan.models:
-        found = overload(ours, plan.cores, plan.seconds)
+    if "overload" in sections and MODEL in plan.models:
+        try:
+            found = overload(ours, plan.cores, plan.seconds)
+        except (*FAILURES, NeverRefused) as error:
+            print(f"error: overload: {error}", file=sys.stderr)
+            return 1
         results.save(
             "overload", {"seconds": plan.seconds, "goodput": found.goodput, **asdict(found)}
         )
@@ -101,6 +109,7 @@ def _plan(arguments: argparse.Namespace) -> tuple[Plan, Ours]:
     rounds, seconds = arguments.rounds, arguments.seconds
     if arguments.quick:
         rounds, seconds = 1, QUICK_SECONDS
+        chosen = [replace(each, warm_up=QUICK_SECONDS) for each in chosen]
     tuning = not arguments.quick
     return Plan(repository, chosen, arguments.models, cores(), rounds, seconds, tuning), ours
 
@@ -147,9 +156,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--install-peers", action="store_true", help="make those, and stop")
     parser.add_argument("--rounds", type=int, default=3, metavar="N")
     parser.add_argument("--seconds", type=float, default=5.0, metavar="S", help="per load")
-    parser.add_argument("--quick", action="store_true", help="1 round, 2 s, peers not tuned")
     parser.add_argument(
-        "--only", type=_sections, default=SECTIONS, metavar="SECTION,...", help="of these"
+        "--quick", action="store_true", help="1 round, 2 s, peers neither tuned nor warmed up"
+    )
+    parser.add_argument(
+        "--only", type=_sections, metavar="A,B", help=f"of {', '.join(SECTIONS)}; quick: no load"
     )
     parser.add_argument("--noop-style", choices=("sync", "aio"), default="sync", help="as ours is")
     parser.add_argument(

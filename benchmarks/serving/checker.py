@@ -11,11 +11,12 @@ import grpc
 import numpy as np
 
 from benchmarks.serving.models import Model
-from benchmarks.serving.wire import NoAnswer, Probabilities, Protocol, WrongAnswer
+from benchmarks.serving.wire import Lost, NoAnswer, Probabilities, Protocol, WrongAnswer
 
 TOLERANCE = 1e-3  # of a probability; exports agree with each other to 1e-4
 PAUSE = 0.02  # seconds between two questions, so that the load is not theirs
 _TIMEOUT = 30.0  # seconds for one answer
+_PATIENCE = 5.0  # seconds for one answer under load
 _READY = b"\x08\x01"  # a ServerReadyResponse: field 1 is true
 
 
@@ -24,7 +25,9 @@ def _bytes(message: bytes) -> bytes:
 
 
 class Checker:
-    """A client of one server and model. `checked` counts the answers that were right."""
+    """A client of one server and model. `checked` counts the answers that were right, `lost` the
+    requests under load that none came for: MLServer's batcher forgets some.
+    """
 
     def __init__(self, port: int, protocol: Protocol, model: Model, fixed: bool) -> None:
         self._channel = grpc.insecure_channel(f"127.0.0.1:{port}")
@@ -32,6 +35,7 @@ class Checker:
         self._model = model
         self._images = 1 if fixed else len(model.images)  # how many it can answer rightly
         self.checked = 0
+        self.lost = 0
 
     def close(self) -> None:
         """End the connection."""
@@ -53,11 +57,11 @@ class Checker:
         for index in range(self._images):
             self.check_one(index)
 
-    def check_one(self, index: int) -> None:
+    def check_one(self, index: int, timeout: float = _TIMEOUT) -> None:
         """Ask one image; WrongAnswer where the answer is not ONNX Runtime's."""
         row = slice(index % self._images, index % self._images + 1)
         request = self._protocol.encode(self._model.name, self._model.images[row])
-        answer = self._protocol.decode(self._ask(self._protocol.infer, request), 1)
+        answer = self._protocol.decode(self._ask(self._protocol.infer, request, timeout), 1)
         self._compare(answer, self._model.expected[row])
 
     def check_batch(self, rows: int) -> int:
@@ -73,7 +77,7 @@ class Checker:
         """Ask one image after another for the length of the block; raises what went wrong."""
         stopping = threading.Event()
         errors: list[Exception] = []
-        thread = threading.Thread(target=self._ask_on, args=(stopping, errors))
+        thread = threading.Thread(target=self._keep_asking, args=(stopping, errors))
         thread.start()
         try:
             yield
@@ -83,11 +87,14 @@ class Checker:
         if errors:
             raise errors[0]
 
-    def _ask_on(self, stopping: threading.Event, errors: list[Exception]) -> None:
+    def _keep_asking(self, stopping: threading.Event, errors: list[Exception]) -> None:
         index = 0
         try:
             while not stopping.wait(PAUSE):
-                self.check_one(index)
+                try:
+                    self.check_one(index, _PATIENCE)
+                except Lost:
+                    self.lost += 1
                 index += 1
         except Exception as error:
             errors.append(error)
@@ -97,14 +104,16 @@ class Checker:
             raise WrongAnswer(f"{self._model.name}: got {answer}, expected {expected}")
         self.checked += len(answer)
 
-    def _ask(self, path: str, request: bytes) -> bytes:
+    def _ask(self, path: str, request: bytes, timeout: float = _TIMEOUT) -> bytes:
         method = self._channel.unary_unary(
             path, request_serializer=_bytes, response_deserializer=_bytes
         )
         try:
-            return bytes(method(request, timeout=_TIMEOUT))
+            return bytes(method(request, timeout=timeout))
         except grpc.RpcError as error:
-            raise NoAnswer(f"{error.code().name}: {error.details()}") from None
+            code = error.code()
+            kind = Lost if code is grpc.StatusCode.DEADLINE_EXCEEDED else NoAnswer
+            raise kind(f"{code.name}: {error.details()}") from None
 
 
 def wait_until(condition: Callable[[], bool], alive: Callable[[], bool], seconds: float) -> bool:

@@ -29,6 +29,7 @@ class Contestant:
     launch: Callable[[Model, Tuning, Path], Launch]
     precision: str = "fp32"
     candidates: Sequence[Tuning] = (BUILT_IN,)
+    warm_up: float = 2.0  # seconds of load before it is measured
     fixed: bool = False
     missing: str = ""
 
@@ -54,6 +55,7 @@ def contestants(ours: Ours, environments_directory: Path) -> list[Contestant]:
                 protocol,
                 peer.launcher(environments_directory / peer.name),
                 candidates=peer.candidates,
+                warm_up=peer.warm_up,
                 missing=environments.missing(environments_directory, peer.name),
             )
             for peer, protocol in (

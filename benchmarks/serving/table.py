@@ -13,7 +13,8 @@ The server and all that it starts have one core, what asks it another. Requests 
 images, 64 in flight from h2load (4 connections, 16 each); "alone" is one in flight; image batches
 have 4 in flight. Figures are medians over the rounds, in which the contestants alternate. Answers
 are compared with ONNX Runtime's for the same images before and during each load, and h2load's
-bytes with what that many right answers take. CPU, RSS and its peak are sums over a server's
+bytes with what that many right answers take; "lost" of those asked under load had none after 5 s.
+CPU, RSS and its peak are sums over a server's
 processes. A peer's settings are requests (Triton: images) per batch and the longest wait for them.
 TorchServe runs the same model as TorchScript and is asked over its own gRPC service, Predictions.
 """
@@ -89,7 +90,7 @@ def _compared(record: Record) -> str:
 def _model(record: Record, model: str) -> str:
     head = ["", "requests/s", "of digits", "p50 ms", "p99 ms", "alone p50", "alone p99"]
     head += [f"images/s by {rows}" for rows in ROWS]
-    head += ["CPU µs", "RSS MB", "peak MB", "ready s", "settings", "checked"]
+    head += ["CPU µs", "RSS MB", "peak MB", "ready s", "settings", "checked", "lost"]
     rows = [_row(record, each) for each in record["results"] if each["model"] == model]
     return f"## {model}\n\n" + grid(head, rows)
 
@@ -110,9 +111,13 @@ def _row(record: Record, result: Record) -> list[str]:
     cells += [median(each, ".0f") for each in ("cpu_us", "rss_mb", "peak_rss_mb")]
     settings = result.get("settings", {})
     chosen = list(dict.fromkeys(settings.values()))
-    checked = sum(each.get("answers_checked", 0) for each in result["rounds"])
     cells += [median("ready_seconds", ".2f"), "; alone ".join(chosen)]
-    return [*cells, "" if name.startswith(ALONE) else f"{checked:,}"]
+    if name.startswith(ALONE):
+        return [*cells, "", ""]
+    return cells + [
+        f"{sum(each.get(field, 0) for each in result['rounds']):,}"
+        for field in ("answers_checked", "answers_lost")
+    ]
 
 
 def _failures(record: Record) -> list[str]:

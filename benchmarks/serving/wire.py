@@ -35,7 +35,11 @@ class WrongAnswer(Exception):
 
 
 class NoAnswer(Exception):
-    """The server refused a request, failed it, or let it wait for too long."""
+    """The server refused a request, or failed it."""
+
+
+class Lost(NoAnswer):
+    """The server took a request, and no answer came for as long as anyone would wait."""
 
 
 def frame(message: bytes) -> bytes:
