@@ -140,6 +140,8 @@ def test_the_servers_own_counters_must_agree() -> None:
         agree({"OK": 4}, counted, 7)
     with pytest.raises(Refused):
         agree({}, {"OK": 6, "RESOURCE_EXHAUSTED": 1}, 6)
+    with pytest.raises(Refused):
+        agree({}, {}, 6)  # it counts nothing of the kind
 
 
 def test_the_best_settings_are_chosen_for_each_purpose() -> None:

@@ -26,7 +26,7 @@ def _bytes(message: bytes) -> bytes:
 
 class Checker:
     """A client of one server and model. `checked` counts the answers that were right, `lost` the
-    requests under load that none came for: MLServer's batcher forgets some.
+    requests under load that none came for.
     """
 
     def __init__(self, port: int, protocol: Protocol, model: Model, fixed: bool) -> None:
@@ -73,11 +73,11 @@ class Checker:
         return len(answer)
 
     @contextmanager
-    def checking(self) -> Iterator[None]:
-        """Ask one image after another for the length of the block; raises what went wrong."""
+    def checking(self, seconds: float) -> Iterator[None]:
+        """Ask one image after another during the block, at most so long; raises what went wrong."""
         stopping = threading.Event()
         errors: list[Exception] = []
-        thread = threading.Thread(target=self._keep_asking, args=(stopping, errors))
+        thread = threading.Thread(target=self._keep_asking, args=(stopping, seconds, errors))
         thread.start()
         try:
             yield
@@ -87,10 +87,12 @@ class Checker:
         if errors:
             raise errors[0]
 
-    def _keep_asking(self, stopping: threading.Event, errors: list[Exception]) -> None:
-        index = 0
+    def _keep_asking(
+        self, stopping: threading.Event, seconds: float, errors: list[Exception]
+    ) -> None:
+        index, end = 0, time.monotonic() + seconds
         try:
-            while not stopping.wait(PAUSE):
+            while not stopping.wait(PAUSE) and time.monotonic() < end:
                 try:
                     self.check_one(index, _PATIENCE)
                 except Lost:

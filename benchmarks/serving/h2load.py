@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from numpy.typing import NDArray
 
 from benchmarks.serving.process import pinned
 from benchmarks.serving.wire import frame
+
+# Seconds for a server to be rid of what was in flight when the time was up.
+_SETTLE = 0.5
 
 
 class LoadFailed(Exception):
@@ -119,6 +123,7 @@ def _run(
         )
         if result.returncode or "finished in" not in result.stdout:
             raise LoadFailed(f"h2load: {(result.stderr or result.stdout).strip()[-500:]}")
+        time.sleep(_SETTLE)
         report = parse_report(result.stdout)
         if not report.done:
             raise LoadFailed("no request was answered")

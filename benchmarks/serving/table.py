@@ -15,7 +15,8 @@ have 4 in flight. Figures are medians over the rounds, in which the contestants 
 are compared with ONNX Runtime's for the same images before and during each load, and h2load's
 bytes with what that many right answers take; "lost" of those asked under load had none after 5 s.
 CPU, RSS and its peak are sums over a server's
-processes. A peer's settings are requests (Triton: images) per batch and the longest wait for them.
+processes. A peer's settings are requests (Triton: images) per batch and the longest wait for them; "few" are
+those that suit it best with few requests in flight, alone or of many images.
 TorchServe runs the same model as TorchScript and is asked over its own gRPC service, Predictions.
 """
 
@@ -111,7 +112,7 @@ def _row(record: Record, result: Record) -> list[str]:
     cells += [median(each, ".0f") for each in ("cpu_us", "rss_mb", "peak_rss_mb")]
     settings = result.get("settings", {})
     chosen = list(dict.fromkeys(settings.values()))
-    cells += [median("ready_seconds", ".2f"), "; alone ".join(chosen)]
+    cells += [median("ready_seconds", ".2f"), "; few ".join(chosen)]
     if name.startswith(ALONE):
         return [*cells, "", ""]
     return cells + [
@@ -183,6 +184,7 @@ def _overload(record: Record) -> str:
             "answered per second, first time and second",
             _both(record, "answered_per_second", ",.0f"),
         ),
+        ("share of the capacity", f"{record['goodput'] / record['capacity']:.2f}"),
         ("p50 of the answered, ms", _percentile(first, second, "p50")),
         ("p99 of the answered, ms", _percentile(first, second, "p99")),
         ("statuses, second time", ", ".join(f"{k} {v:,}" for k, v in second["statuses"].items())),
