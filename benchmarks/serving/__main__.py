@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -63,6 +64,8 @@ def main() -> int:
     except (LoadFailed, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    # A SIGTERM ends the servers that run too, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     results = Results(arguments.output)
     # What asks stays off the server's core: this process, and the load generators that it starts.
     os.sched_setaffinity(0, {plan.cores.load})

@@ -128,7 +128,7 @@ def _one(
     progress(
         f"{contestant.name} {model.name}: {found.requests_per_second:.0f} requests/s,"
         f" p50 alone {found.alone_p50_ms:.2f} ms, {found.cpu_us:.0f} µs CPU,"
-        f" {found.answers_checked} answers checked"
+        f" {found.answers_checked} answers checked, others' CPU {found.others_cpu:.0%}"
     )
 
 

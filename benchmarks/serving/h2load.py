@@ -126,7 +126,8 @@ def _run(
         time.sleep(_SETTLE)
         report = parse_report(result.stdout)
         if not report.done:
-            raise LoadFailed("no request was answered")
+            counts = _found(r"requests: .*", result.stdout)[0]
+            raise LoadFailed(f"no request was answered in {seconds:g} s; {counts}")
         return report, parse_log(log.read_text())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,16 @@ class Round:
     ready_seconds: float
     answers_checked: int
     answers_lost: int
+    others_cpu: float  # share of the two cores that went elsewhere during the single images
+
+
+@dataclass(frozen=True, slots=True)
+class Single:
+    """A load of single images, what a request cost, and how undisturbed that was."""
+
+    load: Load
+    cpu_us: float
+    others_cpu: float
 
 
 def measure(
@@ -69,7 +80,8 @@ def measure(
             few = few_in_flight(session, seconds / 2)
     with started(contestant, model, tuned.throughput, cores) as session:
         session.checker.check_all()
-        single, cpu_us = single_images(session, seconds)
+        measured = single_images(session, seconds)
+        single = measured.load
         rss = session.usage().rss_bytes
         alone, images = few or few_in_flight(session, seconds / 2)
         return Round(
@@ -79,12 +91,13 @@ def measure(
             alone_p50_ms=alone.percentile(50) * 1000,
             alone_p99_ms=alone.percentile(99) * 1000,
             images_per_second={1: single.rate} | images,
-            cpu_us=cpu_us,
+            cpu_us=measured.cpu_us,
             rss_mb=rss / 1e6,
             peak_rss_mb=session.usage().peak_bytes / 1e6,
             ready_seconds=session.ready_seconds,
             answers_checked=session.checker.checked,
             answers_lost=session.checker.lost,
+            others_cpu=measured.others_cpu,
         )
 
 
@@ -94,7 +107,7 @@ def try_out(
     """Requests per second with 64 in flight, and p50 in ms with one, at these settings."""
     with started(contestant, model, tuning, cores) as session:
         session.checker.check_all()
-        single, _ = single_images(session, seconds)
+        single = single_images(session, seconds).load
         return single.rate, one_at_a_time(session, seconds / 2).percentile(50) * 1000
 
 
@@ -117,25 +130,27 @@ def few_in_flight(session: Session, seconds: float) -> tuple[Load, dict[int, flo
     return alone, {rows: _load(session, rows, BATCHES, seconds).rate * rows for rows in several}
 
 
-def single_images(session: Session, seconds: float) -> tuple[Load, float]:
-    """Single images, 64 in flight, answers checked meanwhile; the load and µs of CPU per request.
+def single_images(session: Session, seconds: float) -> Single:
+    """Single images, 64 in flight, answers checked meanwhile, after the warm-up.
 
     Raises WrongAnswer, or Refused where our own counters do not agree.
     """
     _load(session, 1, SINGLE, session.contestant.warm_up)
-    counted, used = session.counters(), session.usage()
-    checked = session.checker.checked
+    counted, used, elsewhere = session.counters(), session.usage(), session.elsewhere()
+    checked, began = session.checker.checked, time.monotonic()
     # Not to the end: h2load then cuts off what is in flight, which costs MLServer's other clients
     # of the same batch their answers.
     with session.checker.checking(seconds - _MARGIN):
         load = _load(session, 1, SINGLE, seconds)
     spent = session.usage().cpu_seconds - used.cpu_seconds
+    elsewhere = session.elsewhere() - elsewhere
+    others_cpu = max(0.0, elsewhere / (2 * (time.monotonic() - began)))
     checked = session.checker.checked - checked
     if session.metrics_port:
         agree(counted, session.counters(), load.requests + checked)
         if session.checker.lost:
             raise Refused(f"{session.checker.lost} requests of ours were never answered")
-    return load, spent * 1e6 / (load.requests + checked)
+    return Single(load, spent * 1e6 / (load.requests + checked), others_cpu)
 
 
 def agree(before: Mapping[str, int], after: Mapping[str, int], answered: int) -> None:

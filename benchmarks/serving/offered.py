@@ -27,7 +27,7 @@ def offered_loads(plan: Plan, save: Callable[[list[dict[str, Any]]], None]) -> l
         try:
             with started(contestant, model, contestant.candidates[0], plan.cores) as session:
                 session.checker.check_all()
-                entry["capacity"] = single_images(session, plan.seconds)[0].rate
+                entry["capacity"] = single_images(session, plan.seconds).load.rate
                 for share in SHARES:
                     load = offer_to(session, share * entry["capacity"], plan.seconds)
                     entry["loads"].append({"share": share, **asdict(load)})
@@ -47,7 +47,7 @@ def offer_to(session: Session, rate: float, seconds: float) -> Offered:
             session.port,
             session.contestant.protocol.infer,
             session.request(1),
-            core=session.load_core,
+            core=session.cores.load,
             rate=rate,
             seconds=seconds,
             scratch=Path(scratch),

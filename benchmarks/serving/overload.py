@@ -97,7 +97,7 @@ def refusal_seconds(ours: Ours, cores: Cores) -> float:
     model = load_model(ours.repository, MODEL, "fp32")
     with started(contestant, model, BUILT_IN, cores) as session, ExitStack() as waiting:
         _fill(session, waiting)
-        target = Target(session.port, contestant.protocol.infer, session.load_core, 0)
+        target = Target(session.port, contestant.protocol.infer, session.cores.load, 0)
         clients, streams = SINGLE
         load = h2load.refused(
             target, session.request(1), clients=clients, streams=streams, seconds=_REFUSING_SECONDS
@@ -131,12 +131,12 @@ def _note(
 
 def _capacity(session: Session, seconds: float) -> float:
     """The better of 64 requests in flight and a full queue."""
-    single, _ = single_images(session, seconds)
+    single = single_images(session, seconds)
     clients, streams = _FULL
     full = h2load.load(
         session.target(1), session.request(1), clients=clients, streams=streams, seconds=seconds
     )
-    return max(single.rate, full.rate)
+    return max(single.load.rate, full.rate)
 
 
 def _rss_mb(session: Session) -> float:

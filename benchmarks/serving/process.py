@@ -102,6 +102,21 @@ def usage(pid: int) -> Usage:
     return Usage(cpu / _TICKS, rss, peak)
 
 
+def busy_seconds(cores: Cores) -> float:
+    """What the two cores have been busy for since the machine started, whoever it was with."""
+    wanted = {f"cpu{core}" for core in (cores.server, cores.load)}
+    lines = (line.split() for line in Path("/proc/stat").read_text().splitlines())
+    # user, nice, system, then idle and iowait, then irq, softirq, steal; guests are in user.
+    ticks = [[*words[1:4], *words[6:9]] for words in lines if words[0] in wanted]
+    return sum(int(each) for core in ticks for each in core) / _TICKS
+
+
+def own_seconds() -> float:
+    """What this process, and those of its children that ended, used so far."""
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
+
+
 def tree(pid: int) -> list[int]:
     """The process and its descendants."""
     children: dict[int, list[int]] = {}

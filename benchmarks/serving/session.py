@@ -18,7 +18,17 @@ from benchmarks.serving.contestants import Contestant
 from benchmarks.serving.h2load import Target
 from benchmarks.serving.models import Model
 from benchmarks.serving.peers import Tuning
-from benchmarks.serving.process import Cores, DidNotStart, Usage, log_tail, pinned, running, usage
+from benchmarks.serving.process import (
+    Cores,
+    DidNotStart,
+    Usage,
+    busy_seconds,
+    log_tail,
+    own_seconds,
+    pinned,
+    running,
+    usage,
+)
 
 _START_TIMEOUT = 120.0  # seconds
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -34,7 +44,7 @@ class Session:
     process: subprocess.Popen[bytes]
     port: int
     metrics_port: int
-    load_core: int
+    cores: Cores
     checker: Checker
     ready_seconds: float  # from exec to ready
 
@@ -45,11 +55,15 @@ class Session:
     def target(self, rows: int) -> Target:
         """For h2load, after a checked answer to the same request."""
         answer_bytes = self.checker.check_batch(rows)
-        return Target(self.port, self.contestant.protocol.infer, self.load_core, answer_bytes)
+        return Target(self.port, self.contestant.protocol.infer, self.cores.load, answer_bytes)
 
     def usage(self) -> Usage:
         """What the server used so far."""
         return usage(self.process.pid)
+
+    def elsewhere(self) -> float:
+        """Seconds that the two cores spent so far on what is neither the server nor ours."""
+        return busy_seconds(self.cores) - own_seconds() - self.usage().cpu_seconds
 
     def counters(self) -> dict[str, int]:
         """The server's own count of the model's requests by gRPC code; empty for a peer's."""
@@ -85,7 +99,7 @@ def started(
                     process,
                     launch.port,
                     launch.metrics_port,
-                    cores.load,
+                    cores,
                     checker,
                     time.monotonic() - begun,
                 )

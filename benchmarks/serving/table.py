@@ -14,10 +14,11 @@ images, 64 in flight from h2load (4 connections, 16 each); "alone" is one in fli
 have 4 in flight. Figures are medians over the rounds, in which the contestants alternate. Answers
 are compared with ONNX Runtime's for the same images before and during each load, and h2load's
 bytes with what that many right answers take; "lost" of those asked under load had none after 5 s.
-CPU, RSS and its peak are sums over a server's
-processes. A peer's settings are requests (Triton: images) per batch and the longest wait for them; "few" are
-those that suit it best with few requests in flight, alone or of many images.
-TorchServe runs the same model as TorchScript and is asked over its own gRPC service, Predictions.
+CPU, RSS and its peak are sums over a server's processes. A peer's settings are requests (Triton:
+images) per batch and the longest wait for them; "few" are those that suit it best with few requests
+in flight, alone or of many images. TorchServe runs the same model as TorchScript and is asked over
+its own gRPC service, Predictions. "others" is what the two cores spent on anything else meanwhile:
+more than a few percent, and the figures are not to be trusted.
 """
 
 
@@ -91,7 +92,7 @@ def _compared(record: Record) -> str:
 def _model(record: Record, model: str) -> str:
     head = ["", "requests/s", "of digits", "p50 ms", "p99 ms", "alone p50", "alone p99"]
     head += [f"images/s by {rows}" for rows in ROWS]
-    head += ["CPU µs", "RSS MB", "peak MB", "ready s", "settings", "checked", "lost"]
+    head += ["CPU µs", "RSS MB", "peak MB", "ready s", "settings", "checked", "lost", "others"]
     rows = [_row(record, each) for each in record["results"] if each["model"] == model]
     return f"## {model}\n\n" + grid(head, rows)
 
@@ -114,11 +115,12 @@ def _row(record: Record, result: Record) -> list[str]:
     chosen = list(dict.fromkeys(settings.values()))
     cells += [median("ready_seconds", ".2f"), "; few ".join(chosen)]
     if name.startswith(ALONE):
-        return [*cells, "", ""]
-    return cells + [
+        return [*cells, "", "", ""]
+    cells += [
         f"{sum(each.get(field, 0) for each in result['rounds']):,}"
         for field in ("answers_checked", "answers_lost")
     ]
+    return [*cells, median("others_cpu", ".0%")]
 
 
 def _failures(record: Record) -> list[str]:
