@@ -1,0 +1,1 @@
+"""Our server beside its peers, in one run: ``python -m benchmarks.serving``."""

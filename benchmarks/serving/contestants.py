@@ -1,0 +1,96 @@
+"""Who is compared, and how each is started for one model: ours, the no-op server, the peers."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.serving import environments, peers
+from benchmarks.serving.models import Model
+from benchmarks.serving.peers import BUILT_IN, Launch, Tuning
+from benchmarks.serving.process import free_ports
+from benchmarks.serving.wire import TORCHSERVE, V2, Protocol, answer_v2
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """A server: `launch(model, tuning, directory)` says how it is started for a model.
+
+    `candidates` are the batching settings among which its best are chosen. One with `fixed`
+    answers gives that of the first image whatever it is asked. `missing` says why it cannot run.
+    """
+
+    name: str
+    protocol: Protocol
+    launch: Callable[[Model, Tuning, Path], Launch]
+    precision: str = "fp32"
+    candidates: Sequence[Tuning] = (BUILT_IN,)
+    warm_up: float = 2.0  # seconds of load before it is measured
+    fixed: bool = False
+    missing: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Ours:
+    """How our servers are started."""
+
+    repository: Path
+    options: Sequence[str] = field(default_factory=tuple)  # further flags of `python -m serving`
+    noop_style: str = "sync"
+
+
+def contestants(ours: Ours, environments_directory: Path) -> list[Contestant]:
+    """All of them, best known first; a peer that is not installed says so in `missing`."""
+    return [
+        digits(ours, "fp32"),
+        digits(ours, "int8"),
+        Contestant("no-op", V2, _noop(ours.noop_style), fixed=True),
+        *(
+            Contestant(
+                peer.name,
+                protocol,
+                peer.launcher(environments_directory / peer.name),
+                candidates=peer.candidates,
+                warm_up=peer.warm_up,
+                missing=environments.missing(environments_directory, peer.name),
+            )
+            for peer, protocol in (
+                (peers.TRITON, V2),
+                (peers.MLSERVER, V2),
+                (peers.TORCHSERVE, TORCHSERVE),
+            )
+        ),
+    ]
+
+
+def digits(ours: Ours, precision: str) -> Contestant:
+    """Our server, on one of a model's precisions."""
+
+    def launch(model: Model, tuning: Tuning, directory: Path) -> Launch:
+        """All models of the repository are served, whichever is asked."""
+        grpc_port, metrics_port = free_ports(2)
+        command = [sys.executable, "-m", "serving", "--precision", precision]
+        command += ["--model-repository", str(ours.repository), "--intra-op-threads", "1"]
+        command += ["--grpc-port", str(grpc_port), "--metrics-port", str(metrics_port)]
+        command += ["--max-batch-size", "256", *ours.options]
+        return Launch(command, grpc_port, {"PYTHONPATH": str(ROOT)}, metrics_port)
+
+    name = "digits" if precision == "fp32" else f"digits {precision}"
+    return Contestant(name, V2, launch, precision)
+
+
+def _noop(style: str) -> Callable[[Model, Tuning, Path], Launch]:
+    def launch(model: Model, tuning: Tuning, directory: Path) -> Launch:
+        """Its answer to everything is a right one to the first image."""
+        (port,) = free_ports(1)
+        answer = directory / "answer"
+        answer.write_bytes(answer_v2(model.name, model.expected[:1]))
+        command = [sys.executable, "-m", "benchmarks.serving.noop_server", "--style", style]
+        command += ["--port", str(port), "--answer", str(answer)]
+        return Launch(command, port, {"PYTHONPATH": str(ROOT)})
+
+    return launch

@@ -1,0 +1,232 @@
+"""What the side-by-side benchmark computes: bytes on the wire, reports read, ceiling, verdicts."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Digits, Running
+
+from benchmarks.serving import h2load, http2, open_loop, process, session, table, targets, wire
+from benchmarks.serving.checker import Checker, wait_until
+from benchmarks.serving.measure import Refused, Tuned, agree, choose
+from benchmarks.serving.models import Model
+from benchmarks.serving.overload import ceiling
+from benchmarks.serving.peers import Tuning
+from serving.pb import inference_pb2 as pb
+
+REPORT = """\
+finished in 2.00s, 3147.00 req/s, 432.56KB/s
+requests: 6294 total, 6358 started, 6294 done, 6293 succeeded, 1 failed, 0 errored, 0 timeout
+status codes: 6294 2xx, 0 3xx, 0 4xx, 0 5xx
+traffic: 865.11KB (885874) total, 18.73KB (19182) headers (space savings 96.24%), 510.16KB (522402) data
+"""  # noqa: E501
+
+
+def test_a_message_is_framed_with_a_flag_and_its_length() -> None:
+    assert wire.frame(b"abc") == b"\0\0\0\0\3abc"
+
+
+def test_a_v2_request_has_the_pixels_as_raw_contents(digits: Digits) -> None:
+    request = pb.ModelInferRequest.FromString(wire.encode_v2("m", digits.images[:2]))
+    assert (request.model_name, list(request.inputs[0].shape)) == ("m", [2, 28, 28])
+    assert request.raw_input_contents[0] == digits.images[:2].tobytes()
+
+
+def test_a_v2_answer_is_read_raw_and_typed() -> None:
+    expected = np.array([[0.25, 0.75]], np.float32)
+    typed = pb.ModelInferResponse()
+    typed.outputs.add(name="probabilities").contents.fp32_contents.extend([0.25, 0.75])
+    for answer in (wire.answer_v2("m", expected), typed.SerializeToString()):
+        np.testing.assert_array_equal(wire.decode_v2(answer, 1), expected)
+
+
+def test_an_answer_without_probabilities_is_wrong() -> None:
+    with pytest.raises(wire.WrongAnswer, match="probabilities"):
+        wire.decode_v2(b"", 1)
+
+
+def test_torchserves_messages_are_protobuf(digits: Digits) -> None:
+    image = digits.images[:1]
+    entry = b"\x0a\x04data" + b"\x12\x90\x06" + image.tobytes()  # 784 pixels: 0x90 0x06
+    request = b"\x0a\x01m" + b"\x1a\x99\x06" + entry
+    assert wire.encode_torchserve("m", image) == request
+    floats = np.arange(80, dtype=np.float32).reshape(40, 2)
+    answer = b"\x0a\xc0\x02" + floats.tobytes()  # 320 bytes
+    np.testing.assert_array_equal(wire.decode_torchserve(answer, 40), floats)
+
+
+def test_h2loads_report_and_log_are_read() -> None:
+    assert h2load.parse_report(REPORT) == h2load.Report(6294, 6293, 2.0, 522402)
+    latencies = h2load.parse_log("1795277925898135\t200\t3959\n1795277925898136\t200\t4301\n")
+    np.testing.assert_allclose(latencies, [0.003959, 0.004301])
+
+
+def test_a_report_that_lacks_a_line_is_named() -> None:
+    with pytest.raises(h2load.LoadFailed, match="finished in"):
+        h2load.parse_report("")
+
+
+def test_frames_are_taken_off_whole_and_the_rest_is_kept() -> None:
+    first = http2.frame(http2.PING, 0, 0, b"12345678")
+    received = bytearray(first + first[:10])
+    assert list(http2.split(received)) == [http2.Frame(http2.PING, 0, 0, b"12345678")]
+    assert received == first[:10]
+
+
+@pytest.mark.parametrize(
+    "name", [b"\x0bgrpc-status", b"\x88\x9a\xca\xc8\xb2\x12\x34\xda\x8f"], ids=["plain", "huffman"]
+)
+def test_the_grpc_status_is_found_in_trailers(name: bytes) -> None:
+    assert http2.grpc_status(b"\x20\x00" + name + b"\x0213") == 13
+    with pytest.raises(http2.Broken):
+        http2.grpc_status(b"\x88")
+
+
+def test_arrivals_have_the_rate_asked_for() -> None:
+    due = open_loop.arrivals(1000, 10)
+    assert len(due) == pytest.approx(10_000, rel=0.05)
+    assert np.all(np.diff(due) >= 0)
+    # Of a Poisson process, a share of 1/e of the gaps is longer than the mean.
+    assert np.mean(np.diff(due) > 1e-3) == pytest.approx(math.exp(-1), abs=0.02)
+
+
+@pytest.mark.parametrize(("model", "status"), [("classifier", 0), ("nobody", 5)])
+def test_open_loop_tells_answers_from_refusals(
+    model: str, status: int, running: Running, digits: Digits
+) -> None:
+    port = int(running.address.rpartition(":")[2])
+    body = wire.frame(wire.encode_v2(model, digits.images[:1]))
+    connections = [open_loop.Connection(port, wire.V2.infer, body) for _ in range(2)]
+    due = open_loop.arrivals(400, 0.5)
+    loop = open_loop.Loop(connections, due)
+    loop.run()
+    for each in connections:
+        each.close()
+    assert loop.statuses.tolist() == [status] * len(due)
+    assert np.all(loop.ended > due)
+
+
+def test_open_loop_counts_after_the_warm_up_only() -> None:
+    due = np.array([0.5, 1.0, 1.5, 1.9])
+    ended = np.array([0.6, 1.1, 1.7, 2.5])  # the last after the end
+    found = open_loop.summarise(due, np.zeros(4), ended, np.array([0, 0, 8, 0]), 1.0)
+    assert (found.offered_per_second, found.answered_per_second) == (3.0, 1.0)
+    assert found.statuses == {"OK": 2, "RESOURCE_EXHAUSTED": 1}
+    assert found.latency_ms["p50"] == pytest.approx((100 + 600) / 2)
+
+
+def test_the_ceiling_is_what_refusals_leave() -> None:
+    # 1,000/s at 1 ms each; 3,000 offered, refused at 0.1 ms: a ms + (3000 - a) / 10 ms = 1 s.
+    assert ceiling(1000, 1e-4, 3000) == pytest.approx(700 / 0.9)
+    assert ceiling(1000, 0, 3000) == 1000
+    assert ceiling(1000, 5e-4, 3000) == 0
+    assert ceiling(1000, 1e-4, 800) == 800
+
+
+def test_the_servers_own_counters_must_agree() -> None:
+    text = 'inference_requests_total{code="OK",model="m",version="1"} 7.0\n'
+    text += 'inference_requests_total{code="OK",model="m",version="2"} 3.0\n'
+    text += 'inference_requests_total{code="OK",model="other",version="1"} 1.0\n'
+    counted = session.parse_counters(text, "m")
+    assert counted == {"OK": 10}
+    agree({"OK": 4}, counted, 6)
+    with pytest.raises(Refused):
+        agree({"OK": 4}, counted, 7)
+    with pytest.raises(Refused):
+        agree({}, {"OK": 6, "RESOURCE_EXHAUSTED": 1}, 6)
+    with pytest.raises(Refused):
+        agree({}, {}, 6)  # it counts nothing of the kind
+
+
+def test_the_best_settings_are_chosen_for_each_purpose() -> None:
+    slow, quick = Tuning(64, 0.005), Tuning(8, 0.0)
+    assert choose({slow: (900.0, 8.0), quick: (500.0, 1.0)}) == Tuned(slow, quick)
+
+
+def test_the_usage_of_a_process_includes_what_it_started() -> None:
+    child = "x = bytearray(50_000_000); print(1, flush=True); input()"
+    program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"1\n"
+        used = process.usage(parent.pid)
+        assert len(process.tree(parent.pid)) == 2
+        parent.communicate(b"\n")
+    assert 50e6 < used.rss_bytes <= used.peak_bytes < 200e6
+    assert 0 < used.cpu_seconds < 10
+
+
+@pytest.mark.parametrize("style", ["sync", "aio"])
+def test_the_no_op_server_answers_with_its_file(style: str, tmp_path: Path, digits: Digits) -> None:
+    expected = np.array([[0.25, 0.75]], np.float32)
+    (tmp_path / "answer").write_bytes(wire.answer_v2("m", expected))
+    (port,) = process.free_ports(1)
+    command = [sys.executable, "-m", "benchmarks.serving.noop_server", "--style", style]
+    command += ["--port", str(port), "--answer", str(tmp_path / "answer")]
+    root = str(Path(__file__).parent.parent)
+    model = Model("m", "fp32", Path(), Path(), digits.images[:1], expected)
+    with process.running(command, {"PYTHONPATH": root}, tmp_path) as server:
+        assert wait_until(lambda: session.listens(port), lambda: server.poll() is None, 20)
+        checker = Checker(port, wire.V2, model, fixed=True)
+        assert checker.ready()
+        checker.check_all()
+        checker.close()
+    assert (checker.checked, server.returncode) == (2, 0)
+
+
+def test_the_table_says_what_was_met_and_what_was_missed() -> None:
+    record = {"compared": _record(ours=1000.0, triton=2000.0)}
+    shown = table.table(record)
+    assert "| resnet18, requests/s over Triton's | ≥ 0.85 | 0.50 | MISSED |" in shown
+    assert "| ready with all models, s | ≤ 2 |" not in shown  # linear was not measured
+    assert "| triton | 2,000 | 2.00 |" in shown
+    assert not table.all_met(record)
+    assert table.all_met({"compared": _record(ours=1800.0, triton=2000.0)})
+
+
+def test_a_figure_is_the_median_of_the_rounds() -> None:
+    record = {
+        "results": [
+            {
+                "contestant": "digits",
+                "model": "linear",
+                "rounds": [
+                    {"cpu_us": cpu, "images_per_second": {"32": 10 * cpu}} for cpu in (1, 9, 2)
+                ],
+            }
+        ]
+    }
+    assert targets.Figure("digits", "linear", "cpu_us").of(record) == 2
+    assert targets.Figure("digits", "linear", "images_per_second", 32).of(record) == 20
+    assert targets.Figure("triton", "linear", "cpu_us").of(record) is None
+
+
+def _record(ours: float, triton: float) -> dict[str, Any]:
+    machine = {"processor": "p", "cores": 2, "memory_gib": 8, "python": "3", "versions": {}}
+    results = [
+        {
+            "contestant": name,
+            "model": "resnet18",
+            "rounds": [{"requests_per_second": rate, "images_per_second": {"1": rate}}],
+            "failures": [],
+        }
+        for name, rate in (("digits", ours), ("triton", triton))
+    ]
+    plan = {"models": ["resnet18"], "rounds": 1, "seconds": 1, "models_served": 7}
+    return {
+        "machine": machine | {"commit": "c", "date": "d"},
+        "h2load": "nghttp2",
+        "peers": {},
+        "plan": plan | {"noop_style": "sync"},
+        "results": results,
+        "skipped": {"mlserver": "not installed"},
+        "tuning": [],
+    }
