@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from serving.errors import InvalidInput, RequestCancelled, ServingError
 from serving.execution import Execution
 
+SHORTEST_RETRY = 0.01  # seconds after which a refused caller may try again, at least
+
 Tensors = dict[str, NDArray[np.generic]]
 
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from serving.batch import (
+    SHORTEST_RETRY,
     Answer,
     Complete,
     Outcome,
@@ -35,7 +36,6 @@ from serving.request_queue import RequestQueue
 Observe = Callable[[Execution], None]
 Ran = tuple[list[Request], list[Outcome]]  # what went through one run, and what came of each
 
-_SHORTEST_RETRY = 0.01  # seconds
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ class DynamicBatcher:
         """Try again when half of the queue will have run, if requests go on taking that long."""
         seconds = self._queue.count / 2 * self._seconds_per_request / self._instance_count
         return QueueFull(
-            f"{self._max_queue_size} requests are already waiting", max(_SHORTEST_RETRY, seconds)
+            f"{self._max_queue_size} requests are already waiting", max(SHORTEST_RETRY, seconds)
         )
 
     def _append(self, request: Request) -> None:

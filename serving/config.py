@@ -189,6 +189,16 @@ class ServerConfig:
             bounds=(1, 65536),
         ),
     )
+    max_in_flight: int = field(
+        default=0,
+        metadata=_about(
+            "batching",
+            "requests of all models inside one process before more are refused unread, which costs"
+            " little; 0 is what one model takes: its full queue, a batch that runs and one that is"
+            " answered",
+            bounds=(0, 1048576),
+        ),
+    )
     batch_buckets: tuple[int, ...] = field(
         default=(),
         metadata=_about(
@@ -251,6 +261,12 @@ class ServerConfig:
             "process", "least severe message to log", choices=("debug", "info", "warning")
         ),
     )
+
+    @property
+    def room(self) -> int:
+        """`max_in_flight`, or what it is by default."""
+        batches = self.max_batch_size * (self.instance_count + 1)
+        return self.max_in_flight or self.max_queue_size + batches
 
     @property
     def buckets(self) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from google.protobuf.message import DecodeError
 
 from serving import tensors
-from serving.batch import Answer, Outcome, Stages
+from serving.batch import SHORTEST_RETRY, Answer, Outcome, Stages
 from serving.errors import BatcherClosed, InvalidInput, ModelNotReady, QueueFull
 from serving.metrics import Metrics
 from serving.parameters import Parameters, parameters
@@ -67,6 +67,7 @@ class InferenceService:
         self._tracer = tracer
         self._priority_levels = priority_levels
         self._in_flight = 0
+        self._last_wait = 0.0  # seconds that the last answer spent in the queue
         self._changed = threading.Condition()
 
     def submit(self, message: bytes, deadline: float, respond: Respond) -> Callable[[], None]:
@@ -83,6 +84,17 @@ class InferenceService:
         except Exception as error:  # whatever it is, it must be answered
             call.refuse(error)
             return _nothing
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that were submitted and are not answered yet."""
+        return self._in_flight
+
+    def refuse_unread(self) -> Refusal:
+        """How to refuse a request for which there is no room at all, whatever it asks; counted."""
+        self._metrics.unknown_model("RESOURCE_EXHAUSTED")
+        retry_after = max(SHORTEST_RETRY, self._last_wait)
+        return Refusal("RESOURCE_EXHAUSTED", "the server is overloaded", "", retry_after)
 
     def wait_until_idle(self, timeout: float) -> bool:
         """Whether no request is in flight any more, after at most `timeout` seconds."""
@@ -185,6 +197,7 @@ class _Call:
             served.manifest.labels,
             served.batchable,
         )
+        self._service._last_wait = answer.queue_seconds
         timing = Timing(response.model_version, answer.queue_seconds, answer.stages)
         if self._service._tracer.active:
             facts = functools.partial(self._facts, timing)

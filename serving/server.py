@@ -37,7 +37,7 @@ from serving.metrics import Metrics
 from serving.registry import ModelRegistry, ServedModel
 from serving.servicer import SERVICE, InferenceServicer, handlers
 from serving.trace import Tracer
-from serving.transport import infer_handler, stream_handler
+from serving.transport import Handlers
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -190,14 +190,8 @@ class InferenceServer:
             self.report_readiness()
 
     def _add_services(self, servicer: InferenceServicer) -> None:
-        inference = {
-            "ModelInfer": infer_handler(self._service),
-            "ModelStreamInfer": stream_handler(self._service),
-        }
-        # grpc-stubs do not know the method.
-        self._grpc.add_registered_method_handlers(  # type: ignore[attr-defined]
-            SERVICE.full_name, handlers(servicer, inference)
-        )
+        room = self._config.room
+        self._grpc.add_generic_rpc_handlers((Handlers(self._service, handlers(servicer), room),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         names = [SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME]
         reflection.enable_server_reflection(names, self._grpc)

@@ -21,6 +21,7 @@ from serving.statistics import ModelTotals
 from serving.status import status_of
 from serving.trace import Tracer
 
+INFERENCE = ("ModelInfer", "ModelStreamInfer")
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 
 
@@ -147,16 +148,14 @@ class InferenceServicer:
         return response
 
 
-def handlers(
-    servicer: InferenceServicer, inference: dict[str, grpc.RpcMethodHandler[Any, Any]]
-) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
-    """A handler for every method of the service: those of `inference`, else the servicer's."""
+def handlers(servicer: InferenceServicer) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+    """A handler for every method of the service but inference, by its name."""
     return {
-        method.name: inference.get(method.name)
-        or _unary(
+        method.name: _unary(
             getattr(servicer, method.name, _shared_memory), GetMessageClass(method.input_type)
         )
         for method in SERVICE.methods
+        if method.name not in INFERENCE
     }
 
 

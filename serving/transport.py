@@ -10,30 +10,63 @@ import inspect
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 from grpc import _server as grpc_internals
 
 from serving.inference import InferenceService, Refusal, Reply, Timing
 from serving.pb import inference_pb2 as pb
+from serving.receiving import ReceivingPool
+from serving.servicer import SERVICE
 
-# Threads that receive and parse requests. More than a few do so at the same time only while some
-# callers send slowly, and then must not keep the others waiting.
-RECEIVING_THREADS = 32
+# Threads that receive and parse requests, and at most, while callers send slowly.
+RECEIVING_THREADS = 8
+MOST_RECEIVING_THREADS = 512
 # Streams that may be open at the same time; each takes two threads.
 MAX_STREAMS = 128
 # Requests of one stream that may be in flight or wait for the caller to read their answers.
 STREAM_WINDOW = 512
 
+_INFER = f"/{SERVICE.full_name}/ModelInfer"
+
+MethodHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Metadata = tuple[tuple[str, str], ...]
 Send = Callable[[bytes | None], None]
 
 
-def infer_handler(service: InferenceService) -> grpc.RpcMethodHandler[Any, Any]:
+class Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # none at run time
+    """The methods of a service, by their paths; ModelInfer only while there is room for one more.
+
+    `limit` is how many ModelInfer requests may be inside, received in part, waiting or running.
+    Beyond, one is refused before it is read, on the thread that heard of it: at a third of what a
+    refusal costs once the request was received.
+    """
+
+    def __init__(
+        self, service: InferenceService, others: Mapping[str, MethodHandler], limit: int
+    ) -> None:
+        self._service = service
+        self._limit = limit
+        self._pool = ReceivingPool(RECEIVING_THREADS, MOST_RECEIVING_THREADS, "receive")
+        self._infer = _infer_handler(service, self._pool)
+        self._refuse = _refuse_handler(service)
+        methods = {**others, "ModelStreamInfer": _stream_handler(service)}
+        self._others = {f"/{SERVICE.full_name}/{name}": each for name, each in methods.items()}
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> MethodHandler | None:
+        """The handler of one call; None is UNIMPLEMENTED."""
+        if handler_call_details.method != _INFER:
+            return self._others.get(handler_call_details.method)
+        if self._pool.load + self._service.in_flight >= self._limit:
+            return self._refuse
+        return self._infer
+
+
+def _infer_handler(service: InferenceService, pool: ReceivingPool) -> MethodHandler:
     """The handler of ModelInfer, bytes in and bytes out.
 
     To grpcio it streams its one answer: that is the kind of handler that may return before it has
@@ -54,10 +87,29 @@ def infer_handler(service: InferenceService) -> grpc.RpcMethodHandler[Any, Any]:
         if not context.add_callback(cancel):
             cancel()
 
-    return grpc.unary_stream_rpc_method_handler(_non_blocking(infer, RECEIVING_THREADS))
+    return grpc.unary_stream_rpc_method_handler(_non_blocking(infer, pool))
 
 
-def stream_handler(service: InferenceService) -> grpc.RpcMethodHandler[Any, Any]:
+def _refuse_handler(service: InferenceService) -> MethodHandler:
+    """Refuses a call without reading its request: to grpcio that is a stream, nobody asks for."""
+
+    def refuse(messages: Iterator[bytes], context: Any, send: Send) -> None:
+        _refuse(context, service.refuse_unread())
+        send(None)
+
+    return grpc.stream_stream_rpc_method_handler(_non_blocking(refuse, _Inline(1)))
+
+
+class _Inline(futures.ThreadPoolExecutor):
+    """Runs at once what is submitted; for handlers that wait for nothing."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> futures.Future[Any]:
+        future: futures.Future[Any] = futures.Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
+def _stream_handler(service: InferenceService) -> MethodHandler:
     """The handler of ModelStreamInfer: answers as they come, errors as messages of their own."""
     streams = threading.BoundedSemaphore(MAX_STREAMS)
 
@@ -199,15 +251,13 @@ def _one_after_the_other(context: Any, message: bytes, send: Send) -> None:
     send(None)
 
 
-def _non_blocking(behavior: Any, threads: int) -> Any:
+def _non_blocking(behavior: Any, pool: futures.ThreadPoolExecutor) -> Any:
     """Mark a handler as one that returns before it has answered, on threads of its own.
 
     The attributes are grpcio's; its own health service uses them.
     """
     behavior.experimental_non_blocking = True
-    behavior.experimental_thread_pool = futures.ThreadPoolExecutor(
-        threads, thread_name_prefix="infer"
-    )
+    behavior.experimental_thread_pool = pool
     return behavior
 
 

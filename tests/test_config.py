@@ -37,6 +37,7 @@ def test_every_option_can_be_set_either_way() -> None:
         "max_batch_size": 4,
         "max_queue_delay": 0.5,
         "max_queue_size": 6,
+        "max_in_flight": 7,
         "batch_buckets": (1, 4),
         "priority_levels": 3,
         "host": "::1",

@@ -48,7 +48,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory, serve: Serve) -> Iterator[Run
     """A server of one slow model that takes a row at a time and lets two requests wait."""
     path = tmp_path_factory.mktemp("slow")
     publish_slow(path)
-    with serve(path, max_batch_size=1, max_queue_size=2) as running:
+    with serve(path, max_batch_size=1, max_queue_size=2, max_in_flight=100) as running:
         yield running
 
 
@@ -223,6 +223,18 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_try_again(slow: Running) 
     trailers = dict(refused[0].trailing_metadata())
     assert 1 <= int(trailers["grpc-retry-pushback-ms"]) < 60_000
     assert refused[0].details() == "2 requests are already waiting"
+
+
+def test_beyond_its_room_the_server_refuses_requests_unread(serve: Serve, tmp_path: Path) -> None:
+    publish_slow(tmp_path)
+    with serve(tmp_path, max_batch_size=1, max_in_flight=3) as own:
+        futures = [own.stub.ModelInfer.future(slow_request(), timeout=60) for _ in range(20)]
+        refused = [f for f in futures if f.code() is CODE.RESOURCE_EXHAUSTED]
+        assert len(refused) >= 10
+        assert {f.details() for f in refused} == {"the server is overloaded"}
+        assert int(dict(refused[0].trailing_metadata())["grpc-retry-pushback-ms"]) >= 10
+        assert {f.code() for f in futures if f not in refused} == {CODE.OK}
+        assert own.stub.ModelInfer(slow_request("after"), timeout=60).id == "after"
 
 
 def test_a_timeout_parameter_ends_the_wait_in_the_queue(slow: Running) -> None:
