@@ -193,9 +193,9 @@ class ServerConfig:
         default=0,
         metadata=_about(
             "batching",
-            "requests of all models inside one process before more are refused unread, which costs"
-            " little; 0 is what one model takes: its full queue, a batch that runs and one that is"
-            " answered",
+            "requests of all models inside one process, waiting or running, before more are refused"
+            " unread, which costs little; 0 is --max-queue-size; more keeps a model that is"
+            " overloaded from crowding out others",
             bounds=(0, 1048576),
         ),
     )
@@ -265,8 +265,7 @@ class ServerConfig:
     @property
     def room(self) -> int:
         """`max_in_flight`, or what it is by default."""
-        batches = self.max_batch_size * (self.instance_count + 1)
-        return self.max_in_flight or self.max_queue_size + batches
+        return self.max_in_flight or self.max_queue_size
 
     @property
     def buckets(self) -> tuple[int, ...]:

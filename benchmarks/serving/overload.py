@@ -1,7 +1,7 @@
 """Three times what our server can do: how much of the rest it still answers, and how soon.
 
 The ceiling is what would be answered if each refusal cost what a refusal alone costs. That cost is
-measured on a server which can only refuse: its queue is full and waits for a batch to fill.
+measured on a server which can only refuse: it has room for no more, and waits for a batch to fill.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from benchmarks.serving.session import Session, started
 
 MODEL = "resnet18"
 TIMES = 3.0
-_FULL = (4, 64)  # h2load: as many in flight as may queue by default
-_QUEUE = 8
-_MOST_WAITING = 100  # requests; more than the queue, and than any batch that is forming
+_FULL = (4, 48)  # h2load: nearly as many in flight as there is room for by default
+_ROOM = 8  # requests
+_MOST_WAITING = 100
 _DELAY = 10.0  # seconds; the most that the server takes
 # Longer than any refusal, shorter than the delay.
 _REFUSING_SECONDS = 4.0
@@ -55,7 +55,7 @@ class Overload:
 
 
 class NeverRefused(Exception):
-    """The server took more than its queue may hold."""
+    """The server took more than it has room for."""
 
 
 def ceiling(capacity: float, refusal_seconds: float, offered: float) -> float:
@@ -92,7 +92,7 @@ def overload(ours: Ours, cores: Cores, seconds: float) -> Overload:
 
 def refusal_seconds(ours: Ours, cores: Cores) -> float:
     """What the server takes to refuse one request, when it does nothing else."""
-    options = (*ours.options, "--max-queue-size", str(_QUEUE), "--max-queue-delay", f"{_DELAY:g}")
+    options = (*ours.options, "--max-in-flight", str(_ROOM), "--max-queue-delay", f"{_DELAY:g}")
     contestant = digits(dataclasses.replace(ours, options=options), "fp32")
     model = load_model(ours.repository, MODEL, "fp32")
     with started(contestant, model, BUILT_IN, cores) as session, ExitStack() as waiting:
@@ -120,7 +120,7 @@ def _fill(session: Session, waiting: ExitStack) -> None:
             if (code := ended.get(timeout=0.02)) is _REFUSED:
                 return
             raise NeverRefused(f"a request that was to wait ended with {code.name}")
-    raise NeverRefused(f"{_MOST_WAITING} requests wait in a queue for {_QUEUE}")
+    raise NeverRefused(f"{_MOST_WAITING} requests are inside where there is room for {_ROOM}")
 
 
 def _note(
