@@ -98,7 +98,7 @@ def progress(*words: object) -> None:
 def _tuned(plan: Plan, contestant: Contestant, model: Model, compared: Compared) -> Tuned:
     first = contestant.candidates[0]
     if not plan.tuning or len(contestant.candidates) == 1:
-        return Tuned(first, first)
+        return Tuned(first, contestant.few or first)
     progress("tuning", contestant.name, "for", model.name)
     found = {}
     for each in contestant.candidates:

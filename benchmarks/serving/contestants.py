@@ -13,6 +13,8 @@ from benchmarks.serving.peers import BUILT_IN, Launch, Tuning
 from benchmarks.serving.process import free_ports
 from benchmarks.serving.wire import TORCHSERVE, V2, Protocol, answer_v2
 
+# For requests of 256 images; memory is measured at our defaults.
+LARGEST = Tuning(256, 0.0)
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -29,6 +31,7 @@ class Contestant:
     launch: Callable[[Model, Tuning, Path], Launch]
     precision: str = "fp32"
     candidates: Sequence[Tuning] = (BUILT_IN,)
+    few: Tuning | None = None  # settings for one or a few in flight, where they are known
     warm_up: float = 2.0  # seconds of load before it is measured
     fixed: bool = False
     missing: str = ""
@@ -76,11 +79,13 @@ def digits(ours: Ours, precision: str) -> Contestant:
         command = [sys.executable, "-m", "serving", "--precision", precision]
         command += ["--model-repository", str(ours.repository), "--intra-op-threads", "1"]
         command += ["--grpc-port", str(grpc_port), "--metrics-port", str(metrics_port)]
-        command += ["--max-batch-size", "256", *ours.options]
+        if tuning.batch:
+            command += ["--max-batch-size", str(tuning.batch)]
+        command += ours.options
         return Launch(command, grpc_port, {"PYTHONPATH": str(ROOT)}, metrics_port)
 
     name = "digits" if precision == "fp32" else f"digits {precision}"
-    return Contestant(name, V2, launch, precision)
+    return Contestant(name, V2, launch, precision, few=LARGEST)
 
 
 def _noop(style: str) -> Callable[[Model, Tuning, Path], Launch]:
