@@ -13,6 +13,7 @@ from serving import logs
 from serving.config import ServerConfig
 from serving.errors import StartupError
 from serving.options import parse
+from serving.processes import collect_less_often
 from serving.server import Server
 from serving.workers import Supervisor
 
@@ -23,6 +24,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Serve until SIGTERM or SIGINT; the exit status."""
     config = parse(argv, environ)
     logs.configure(config.log_level)
+    collect_less_often()
     stopping = _on_signals()
     try:
         server = _server(config)

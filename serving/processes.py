@@ -1,7 +1,9 @@
-"""Processes by pid and start time: whether one still runs, and what it uses. Reads /proc."""
+"""Processes by pid and start time: whether one still runs, and what it uses, by /proc; and how this
+one collects garbage."""
 
 from __future__ import annotations
 
+import gc
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,3 +106,14 @@ def _fds(pid: int) -> tuple[float, float]:
         return len(os.listdir(PROC / str(pid) / "fd")), number
     except (OSError, StopIteration):
         return 0.0, 0.0
+
+
+def collect_less_often() -> None:
+    """Set Python's garbage collector for a server: once all is imported, and before it serves.
+
+    What is there now stays, and is looked at no more; what requests leave behind is freed by its
+    reference counts, and cycles are rare. It is a tenth of what a request costs.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 50, 100)

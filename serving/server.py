@@ -83,7 +83,7 @@ class InferenceServer:
         self.control = ModelControl(config, self.registry, self._load, self._metrics)
         tracer = Tracer()
         self.admin = ProcessAdmin(self.control, tracer)
-        self._service = InferenceService(
+        self.service = InferenceService(
             self.registry, self._metrics, tracer, config.priority_levels
         )
         servicer = InferenceServicer(
@@ -135,7 +135,7 @@ class InferenceServer:
 
     def wait_until_idle(self, timeout: float) -> bool:
         """Whether no inference is in flight any more, after at most `timeout` seconds."""
-        return self._service.wait_until_idle(timeout)
+        return self.service.wait_until_idle(timeout)
 
     def stop(self) -> None:
         """Report not serving, refuse what is new, and let what is in flight finish in time."""
@@ -191,7 +191,7 @@ class InferenceServer:
 
     def _add_services(self, servicer: InferenceServicer) -> None:
         room = self._config.room
-        self._grpc.add_generic_rpc_handlers((Handlers(self._service, handlers(servicer), room),))
+        self._grpc.add_generic_rpc_handlers((Handlers(self.service, handlers(servicer), room),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         names = [SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME]
         reflection.enable_server_reflection(names, self._grpc)

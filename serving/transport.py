@@ -36,6 +36,7 @@ _INFER = f"/{SERVICE.full_name}/ModelInfer"
 MethodHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Metadata = tuple[tuple[str, str], ...]
 Send = Callable[[bytes | None], None]
+Finish = Callable[[Any, bytes, Send], None]
 
 
 class Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # none at run time
@@ -51,8 +52,8 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # none at run
     ) -> None:
         self._service = service
         self._limit = limit
-        self._pool = ReceivingPool(RECEIVING_THREADS, MOST_RECEIVING_THREADS, "receive")
-        self._infer = _infer_handler(service, self._pool)
+        self._pool = receiving_pool()
+        self._infer = infer_handler(service, self._pool)
         self._refuse = _refuse_handler(service)
         methods = {**others, "ModelStreamInfer": _stream_handler(service)}
         self._others = {f"/{SERVICE.full_name}/{name}": each for name, each in methods.items()}
@@ -66,13 +67,21 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # none at run
         return self._infer
 
 
-def _infer_handler(service: InferenceService, pool: ReceivingPool) -> MethodHandler:
+def receiving_pool() -> ReceivingPool:
+    """The threads that ModelInfer requests are received on."""
+    return ReceivingPool(RECEIVING_THREADS, MOST_RECEIVING_THREADS, "receive")
+
+
+def infer_handler(
+    service: InferenceService, pool: ReceivingPool, finish: Finish | None = None
+) -> MethodHandler:
     """The handler of ModelInfer, bytes in and bytes out.
 
     To grpcio it streams its one answer: that is the kind of handler that may return before it has
-    answered. On the wire there is no difference.
+    answered. On the wire there is no difference. `finish` sends the answer and ends the call; by
+    default, in the fastest way that there is.
     """
-    finish = _finish()
+    finish = finish or _fastest()
 
     def infer(message: bytes, context: Any, send: Send) -> None:
         def respond(outcome: Reply | Refusal) -> None:
@@ -228,7 +237,7 @@ def _refuse(context: Any, refusal: Refusal) -> None:
         context.set_trailing_metadata((("grpc-retry-pushback-ms", milliseconds),))
 
 
-def _finish() -> Callable[[Any, bytes, Send], None]:
+def _fastest() -> Finish:
     """How to send the one answer of a call and end it.
 
     grpcio's public way sends the answer, waits until it has left, then sends the status: at a
@@ -243,10 +252,11 @@ def _finish() -> Callable[[Any, bytes, Send], None]:
             status(context._rpc_event, context._state, message)
 
         return at_once
-    return _one_after_the_other
+    return one_after_the_other
 
 
-def _one_after_the_other(context: Any, message: bytes, send: Send) -> None:
+def one_after_the_other(context: Any, message: bytes, send: Send) -> None:
+    """Send the answer of a call and end it, by what grpcio offers to all."""
     send(message)
     send(None)
 

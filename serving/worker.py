@@ -26,6 +26,7 @@ from serving.messages import (
     Stop,
     Told,
 )
+from serving.processes import collect_less_often
 from serving.server import InferenceServer
 
 log = logging.getLogger("serving.worker")
@@ -112,6 +113,7 @@ class _Worker:
 def run(order: Order, connection: Connection) -> None:
     """The process: serve until told to stop, or until SIGTERM."""
     logs.configure(order.config.log_level, order.number)
+    collect_less_often()
     stop, stopping = os.pipe()
 
     def terminate(number: int, frame: FrameType | None) -> None:

@@ -18,7 +18,7 @@ from conftest import SLOW_SIZE, Digits, Running, publish_slow
 
 from serving.pb import inference_pb2 as pb
 from serving.servicer import SERVICE
-from serving.transport import STREAM_WINDOW, _one_after_the_other
+from serving.transport import STREAM_WINDOW, one_after_the_other
 
 Serve = Callable[..., AbstractContextManager[Running]]
 CODE = grpc.StatusCode
@@ -346,5 +346,5 @@ def test_a_traced_request_is_a_line_in_the_log(
 def test_the_public_way_to_answer_sends_the_message_then_the_status() -> None:
     """It is taken where grpcio has no other any more."""
     sent: list[bytes | None] = []
-    _one_after_the_other(None, b"answer", sent.append)
+    one_after_the_other(None, b"answer", sent.append)
     assert sent == [b"answer", None]

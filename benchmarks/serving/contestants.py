@@ -51,7 +51,7 @@ def contestants(ours: Ours, environments_directory: Path) -> list[Contestant]:
     return [
         digits(ours, "fp32"),
         digits(ours, "int8"),
-        Contestant("no-op", V2, _noop(ours.noop_style), fixed=True),
+        Contestant("no-op", V2, noop(ours.noop_style), fixed=True),
         *(
             Contestant(
                 peer.name,
@@ -88,7 +88,9 @@ def digits(ours: Ours, precision: str) -> Contestant:
     return Contestant(name, V2, launch, precision, few=LARGEST)
 
 
-def _noop(style: str) -> Callable[[Model, Tuning, Path], Launch]:
+def noop(style: str) -> Callable[[Model, Tuning, Path], Launch]:
+    """How a no-op server of that style is started."""
+
     def launch(model: Model, tuning: Tuning, directory: Path) -> Launch:
         """Its answer to everything is a right one to the first image."""
         (port,) = free_ports(1)
