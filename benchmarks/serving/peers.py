@@ -201,6 +201,6 @@ MLSERVER = Peer(
 TORCHSERVE = Peer(
     "torchserve",
     _torchserve,
-    (Tuning(64, 0.005), Tuning(32, 0.005), Tuning(8, 0.001), Tuning(1, 0.001)),
+    (Tuning(32, 0.005), Tuning(8, 0.001)),
     warm_up=45.0,  # its JVM compiles for that long, and is five times faster after
 )
