@@ -6,35 +6,31 @@ processes there are: `/metrics` and the directory of counters. `workers` runs se
 
 from __future__ import annotations
 
-import functools
 import importlib.metadata
 import logging
-import socket
 import threading
 import time
 from collections.abc import Callable
 from concurrent import futures
 from pathlib import Path
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from prometheus_client import CollectorRegistry, make_wsgi_app
-from prometheus_client.exposition import ThreadingWSGIServer
 
 import model_repository
 from serving import model as models
+from serving.addresses import address, check_free
 from serving.admin import Admin, ProcessAdmin
 from serving.config import ServerConfig
 from serving.control import ModelControl
 from serving.counter_directory import CounterDirectory
 from serving.device import runtime_for
-from serving.errors import ModelLoadError, StartupError
-from serving.exposition import Collector
+from serving.errors import ModelLoadError
 from serving.inference import InferenceService
 from serving.metrics import Metrics
 from serving.registry import ModelRegistry, ServedModel
+from serving.scrapes import MetricsServer
 from serving.servicer import SERVICE, InferenceServicer, handlers
 from serving.trace import Tracer
 from serving.transport import Handlers
@@ -49,8 +45,6 @@ THREADS = 16
 MAX_CALLS_PER_CONNECTION = 4096
 # Seconds for the last answers to leave, and then for streams, such as health watches, to end.
 LAST_ANSWERS = 0.5
-# Seconds in which the metrics' thread sees that it is to stop.
-STOPS_WITHIN = 0.05
 
 log = logging.getLogger("serving")
 
@@ -197,43 +191,6 @@ class InferenceServer:
         reflection.enable_server_reflection(names, self._grpc)
 
 
-class MetricsServer:
-    """`/metrics` for Prometheus: the sum over the processes that count in a directory."""
-
-    def __init__(self, config: ServerConfig, counters: Path) -> None:
-        self.registry = CollectorRegistry()
-        self.registry.register(Collector(counters))
-        host, port = config.host, config.metrics_port
-        try:
-            self._server = _listen_for_scrapes(host, port, self.registry)
-        except OSError as error:
-            raise cannot_listen("--metrics-port", host, port, error) from None
-        self.port = self._server.server_port
-        serve = functools.partial(self._server.serve_forever, poll_interval=STOPS_WITHIN)
-        threading.Thread(target=serve, name="metrics", daemon=True).start()
-        log.info("metrics on http://%s/metrics", address(host, self.port))
-
-    def stop(self) -> None:
-        """Stop answering."""
-        self._server.shutdown()
-        self._server.server_close()
-
-
-class _SilentHandler(WSGIRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:
-        """A scrape is nothing to log."""
-
-
-def _listen_for_scrapes(host: str, port: int, registry: CollectorRegistry) -> WSGIServer:
-    """As prometheus_client's start_http_server, which takes half a second to stop."""
-    family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-
-    class Listener(ThreadingWSGIServer):
-        address_family = family
-
-    return make_server(host, port, make_wsgi_app(registry), Listener, _SilentHandler)
-
-
 class Server:
     """A whole server in this process: inference, metrics, and the directory of counters."""
 
@@ -265,27 +222,6 @@ class Server:
         self.inference.stop()
         self._metrics.stop()
         self._counters.close()
-
-
-def check_free(flag: str, host: str, port: int) -> None:
-    """Ask before gRPC does: its core reports a port that is taken on stderr, at length."""
-    try:
-        family, kind, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(where)
-    except OSError as error:
-        raise cannot_listen(flag, host, port, error) from None
-
-
-def address(host: str, port: int) -> str:
-    """host:port, with an IPv6 host in brackets."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def cannot_listen(flag: str, host: str, port: int, error: OSError) -> StartupError:
-    """One line for the operator."""
-    return StartupError(f"{flag}: cannot listen on {address(host, port)}: {error.strerror}")
 
 
 def version() -> str:

@@ -17,13 +17,14 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
+from serving.addresses import address, cannot_listen, check_free
 from serving.changes import Changes
 from serving.config import ServerConfig
 from serving.counter_directory import CounterDirectory
 from serving.errors import StartupError
 from serving.messages import Do, Done, Failed, GroupReady, Order, Ready, Stop, Told
 from serving.metrics import SupervisorMetrics
-from serving.server import MetricsServer, address, cannot_listen, check_free
+from serving.scrapes import MetricsServer
 from serving.worker import run
 
 # How long a worker that died at once is left before the next try, at most, in seconds.
