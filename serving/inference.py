@@ -82,6 +82,7 @@ class InferenceService:
         self._in_flight = 0
         self._last_wait = 0.0  # seconds that the last answer spent in the queue
         self._changed = threading.Condition()
+        self.draining = False  # set when streams that go on must begin nothing new
 
     def submit(self, message: bytes, deadline: float, respond: Respond) -> Callable[[], None]:
         """Answer a serialised ModelInferRequest by calling `respond` once, from any thread.
@@ -103,11 +104,18 @@ class InferenceService:
         """Requests that were submitted and are not answered yet."""
         return self._in_flight
 
-    def refuse_unread(self) -> Refusal:
-        """How to refuse a request for which there is no room at all, whatever it asks; counted."""
+    def refuse_unread(self, message: bytes = b"") -> Refusal:
+        """How to refuse a request whatever it asks, where there is no room; counted.
+
+        Of a stream's message, which was received all the same, the id is told.
+        """
+        request_id = _id_of(message)
+        if self.draining:
+            self._metrics.unknown_model("UNAVAILABLE")
+            return Refusal("UNAVAILABLE", "the server is stopping", request_id)
         self._metrics.unknown_model("RESOURCE_EXHAUSTED")
         retry_after = max(SHORTEST_RETRY, self._last_wait)
-        return Refusal("RESOURCE_EXHAUSTED", "the server is overloaded", "", retry_after)
+        return Refusal("RESOURCE_EXHAUSTED", "the server is overloaded", request_id, retry_after)
 
     def wait_until_idle(self, timeout: float) -> bool:
         """Whether no request is in flight any more, after at most `timeout` seconds."""
@@ -185,12 +193,14 @@ class InferenceService:
     def _refuse(self, call: _Call, error: Exception) -> None:
         """Answer with the error's status, and count it."""
         status, details = status_of(error)
-        if call.served:
-            call.served.metrics.failed(status, time.monotonic() - call.arrived)
-        else:
-            self._metrics.unknown_model(status)
         retry_after = error.retry_after if isinstance(error, QueueFull) else None
-        self._finish(call, Refusal(status, details, call.request_id, retry_after))
+        try:
+            if call.served:
+                call.served.metrics.failed(status, time.monotonic() - call.arrived)
+            else:
+                self._metrics.unknown_model(status)
+        finally:  # whatever becomes of the counts, the caller waits
+            self._finish(call, Refusal(status, details, call.request_id, retry_after))
 
     def _finish(self, call: _Call, outcome: Reply | Refusal) -> None:
         try:
@@ -200,6 +210,13 @@ class InferenceService:
                 self._in_flight -= 1
                 if not self._in_flight:
                     self._changed.notify_all()
+
+
+def _id_of(message: bytes) -> str:
+    try:
+        return pb.ModelInferRequest.FromString(message).id
+    except DecodeError:
+        return ""
 
 
 def _facts(call: _Call, timing: Timing) -> dict[str, object]:

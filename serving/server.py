@@ -11,7 +11,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from concurrent import futures
 from pathlib import Path
 
 import grpc
@@ -29,6 +28,7 @@ from serving.device import runtime_for
 from serving.errors import ModelLoadError
 from serving.inference import InferenceService
 from serving.metrics import Metrics
+from serving.receiving import ReceivingPool
 from serving.registry import ModelRegistry, ServedModel
 from serving.scrapes import MetricsServer
 from serving.servicer import SERVICE, InferenceServicer, handlers
@@ -39,12 +39,17 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 READINESS = ("", "readiness")
 LIVENESS = "liveness"
-# Threads for everything but inference: it has its own, so that health answers under any load.
-THREADS = 16
+# Threads for everything but inference, which has its own, so that health answers under any load;
+# and at most, while some are stuck.
+THREADS = (4, 256)
 # Calls that one connection may have open; more wait at the caller, not in this server's memory.
 MAX_CALLS_PER_CONNECTION = 4096
 # Seconds for the last answers to leave, and then for streams, such as health watches, to end.
 LAST_ANSWERS = 0.5
+# Seconds between two looks at whether requests are still being received.
+RECEIVED_WITHIN = 0.005
+# Milliseconds of silence until a peer is asked whether it lives, and for its answer.
+KEEPALIVE = (60_000, 20_000)
 
 log = logging.getLogger("serving")
 
@@ -133,15 +138,18 @@ class InferenceServer:
 
     def stop(self) -> None:
         """Report not serving, refuse what is new, and let what is in flight finish in time."""
-        self._stopping = True
+        self._stopping = self.service.draining = True
+        end = time.monotonic() + self._config.drain_timeout
         self.control.stop()
         self._health.enter_graceful_shutdown()
         self._grpc.stop(self._config.drain_timeout)
         # Open streams would hold gRPC's own wait to its end; only inference is worth waiting for.
-        self.wait_until_idle(self._config.drain_timeout)
+        while self._handlers.receiving and time.monotonic() < end:
+            time.sleep(RECEIVED_WITHIN)
+        self.wait_until_idle(max(0.0, end - time.monotonic()))
         self._grpc.stop(min(LAST_ANSWERS, self._config.drain_timeout)).wait()
         if self._loader.is_alive():
-            self._loader.join(self._config.drain_timeout)
+            self._loader.join(max(0.0, end - time.monotonic()))
         for served in self.registry.served:
             served.batcher.close(0.0)
 
@@ -185,7 +193,8 @@ class InferenceServer:
 
     def _add_services(self, servicer: InferenceServicer) -> None:
         room = self._config.room
-        self._grpc.add_generic_rpc_handlers((Handlers(self.service, handlers(servicer), room),))
+        self._handlers = Handlers(self.service, handlers(servicer), room)
+        self._grpc.add_generic_rpc_handlers((self._handlers,))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         names = [SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME]
         reflection.enable_server_reflection(names, self._grpc)
@@ -234,11 +243,14 @@ def version() -> str:
 
 def _grpc_server(config: ServerConfig) -> grpc.Server:
     return grpc.server(
-        futures.ThreadPoolExecutor(THREADS, thread_name_prefix="rpc"),
+        ReceivingPool(*THREADS, name="rpc"),
         options=[
             # Two servers must not share a port by accident; workers of one do by design.
             ("grpc.so_reuseport", int(config.workers > 1)),
             ("grpc.max_concurrent_streams", MAX_CALLS_PER_CONNECTION),
+            ("grpc.keepalive_time_ms", KEEPALIVE[0]),
+            ("grpc.keepalive_timeout_ms", KEEPALIVE[1]),
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),  # clients may ask, too
             ("grpc.max_receive_message_length", config.max_message_bytes),
             ("grpc.max_send_message_length", config.max_message_bytes),
         ],

@@ -17,11 +17,14 @@ from serving.pb import inference_pb2 as pb
 # Streams that may be open at the same time; each takes two threads.
 MAX_STREAMS = 128
 # Requests of one stream that may be in flight or wait for the caller to read their answers.
-STREAM_WINDOW = 512
+STREAM_WINDOW = 128
 
 
-def stream_handler(service: InferenceService) -> MethodHandler:
-    """The handler of ModelStreamInfer: answers as they come, errors as messages of their own."""
+def stream_handler(service: InferenceService, limit: int) -> MethodHandler:
+    """The handler of ModelStreamInfer: answers as they come, errors as messages of their own.
+
+    `limit` is how many requests may be inside the server; beyond, they are refused.
+    """
     streams = threading.BoundedSemaphore(MAX_STREAMS)
 
     def stream(messages: Iterator[bytes], context: Any) -> Iterator[bytes]:
@@ -30,7 +33,7 @@ def stream_handler(service: InferenceService) -> MethodHandler:
                 grpc.StatusCode.RESOURCE_EXHAUSTED, f"{MAX_STREAMS} streams are already open"
             )
         try:
-            yield from _Stream(service, messages, context).answers()
+            yield from _Stream(service, limit, messages, context).answers()
         finally:
             streams.release()
 
@@ -42,8 +45,11 @@ def stream_handler(service: InferenceService) -> MethodHandler:
 class _Stream:
     """One stream: a thread reads requests and submits them, the caller's takes the answers."""
 
-    def __init__(self, service: InferenceService, messages: Iterator[bytes], context: Any) -> None:
+    def __init__(
+        self, service: InferenceService, limit: int, messages: Iterator[bytes], context: Any
+    ) -> None:
         self._service = service
+        self._limit = limit
         self._messages = messages
         self._deadline = deadline_of(context)
         self._answers: SimpleQueue[Reply | Refusal | None] = SimpleQueue()
@@ -74,7 +80,10 @@ class _Stream:
                 if self._over:
                     break
                 self._submitted = number + 1
-                self._submit(number, message)
+                if self._service.draining or self._service.in_flight >= self._limit:
+                    self._answers.put(self._service.refuse_unread(message))
+                else:
+                    self._submit(number, message)
         except Exception:  # grpcio's way to end the requests of a stream that was cancelled
             self._end()
         finally:

@@ -35,7 +35,7 @@ Finish = Callable[[Any, bytes, Send], None]
 class Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # none at run time
     """The methods of a service, by their paths; ModelInfer only while there is room for one more.
 
-    `limit` is how many ModelInfer requests may be inside, received in part, waiting or running.
+    `limit` is how many ModelInfer requests may be inside, waiting or running.
     Beyond, one is refused before it is read, on the thread that heard of it: at about half of
     what a refusal costs once the request was received.
     """
@@ -48,16 +48,20 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # none at run
         self._pool = receiving_pool()
         self._infer = infer_handler(service, self._pool)
         self._refuse = _refuse_handler(service)
-        methods = {**others, "ModelStreamInfer": stream_handler(service)}
+        methods = {**others, "ModelStreamInfer": stream_handler(service, limit)}
         self._others = {f"/{SERVICE.full_name}/{name}": each for name, each in methods.items()}
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> MethodHandler | None:
         """The handler of one call; None is UNIMPLEMENTED."""
         if handler_call_details.method != _INFER:
             return self._others.get(handler_call_details.method)
-        if self._pool.load + self._service.in_flight >= self._limit:
-            return self._refuse
-        return self._infer
+        inside = self._service.in_flight + self._pool.waiting
+        return self._refuse if inside >= self._limit or self._pool.full else self._infer
+
+    @property
+    def receiving(self) -> bool:
+        """Calls were accepted whose requests have not been submitted yet."""
+        return bool(self._pool.running or self._pool.waiting)
 
 
 def receiving_pool() -> ReceivingPool:
@@ -151,7 +155,12 @@ def _fastest() -> Finish:
     if status and list(inspect.signature(status).parameters) == expected:
 
         def at_once(context: Any, message: bytes, send: Send) -> None:
-            status(context._rpc_event, context._state, message)
+            try:
+                event, state = context._rpc_event, context._state
+            except AttributeError:
+                one_after_the_other(context, message, send)
+            else:
+                status(event, state, message)
 
         return at_once
     return one_after_the_other

@@ -175,7 +175,10 @@ class Supervisor:
 
     def _bury(self, slot: _Slot) -> None:
         """Replace a worker that died; what it was still to do counts as done."""
-        slot.process.join()
+        slot.process.join(LAST_CHANCE)
+        if slot.process.is_alive():  # it hung up, and hangs
+            slot.process.kill()
+            slot.process.join()
         slot.connection.close()
         del self._slots[slot.number]
         lived = time.monotonic() - slot.started
