@@ -165,7 +165,8 @@ def possible_names(repository: Path) -> list[str]:
     """Names in the repository that a model may have, sorted; looks into none of them."""
     if not repository.is_dir():
         raise RepositoryError(f"{repository}: no such model repository")
-    return sorted(entry.name for entry in repository.iterdir() if _NAME.match(entry.name))
+    names = (entry.name for entry in repository.iterdir() if _NAME.match(entry.name))
+    return sorted(name for name in names if name not in RESERVED_NAMES)
 
 
 def versions(model_directory: Path) -> list[int]:

@@ -194,8 +194,8 @@ class ServerConfig:
         metadata=_about(
             "batching",
             "requests of all models inside one process, waiting or running, before more are refused"
-            " unread, which costs little; 0 is --max-queue-size; more keeps a model that is"
-            " overloaded from crowding out others",
+            " unread, which costs little; 0 is --max-queue-size and --instance-count full batches;"
+            " more keeps a model that is overloaded from crowding out others",
             bounds=(0, 1048576),
         ),
     )
@@ -237,7 +237,9 @@ class ServerConfig:
     allow_admin: bool = field(
         default=False,
         metadata=_about(
-            "network", "let peers on this machine load and unload models and change settings"
+            "network",
+            "let peers on this machine load and unload models and change settings; behind a proxy"
+            " on this machine, that is every caller",
         ),
     )
     workers: int = field(
@@ -265,7 +267,8 @@ class ServerConfig:
     @property
     def room(self) -> int:
         """`max_in_flight`, or what it is by default."""
-        return self.max_in_flight or self.max_queue_size
+        batches = self.instance_count * self.max_batch_size
+        return self.max_in_flight or self.max_queue_size + batches
 
     @property
     def buckets(self) -> tuple[int, ...]:

@@ -56,6 +56,19 @@ class Refusal(NamedTuple):
 Respond = Callable[[Reply | Refusal], None]
 
 
+class _Call:
+    """One request on its way: what is needed to answer it."""
+
+    __slots__ = ("arrived", "outputs", "request_id", "respond", "served")
+
+    def __init__(self, respond: Respond) -> None:
+        self.respond = respond
+        self.arrived = time.monotonic()
+        self.request_id = ""
+        self.served: ServedModel | None = None
+        self.outputs: Sequence[RequestedOutput] = ()
+
+
 class InferenceService:
     """Answers inference requests for the models of a registry, and counts them."""
 
@@ -69,6 +82,7 @@ class InferenceService:
         self._in_flight = 0
         self._last_wait = 0.0  # seconds that the last answer spent in the queue
         self._changed = threading.Condition()
+        self.draining = False  # set when streams that go on must begin nothing new
 
     def submit(self, message: bytes, deadline: float, respond: Respond) -> Callable[[], None]:
         """Answer a serialised ModelInferRequest by calling `respond` once, from any thread.
@@ -76,13 +90,13 @@ class InferenceService:
         `deadline` is an absolute time.monotonic. The callable that is returned cancels: the request
         gets its refusal at once, and is not run unless it already is. `respond` must not wait.
         """
-        call = _Call(self, respond)
+        call = _Call(respond)
         with self._changed:
             self._in_flight += 1
         try:
-            return call.begin(message, deadline)
+            return self._begin(call, message, deadline)
         except Exception as error:  # whatever it is, it must be answered
-            call.refuse(error)
+            self._refuse(call, error)
             return _nothing
 
     @property
@@ -90,133 +104,129 @@ class InferenceService:
         """Requests that were submitted and are not answered yet."""
         return self._in_flight
 
-    def refuse_unread(self) -> Refusal:
-        """How to refuse a request for which there is no room at all, whatever it asks; counted."""
+    def refuse_unread(self, message: bytes = b"") -> Refusal:
+        """How to refuse a request whatever it asks, where there is no room; counted.
+
+        Of a stream's message, which was received all the same, the id is told.
+        """
+        request_id = _id_of(message)
+        if self.draining:
+            self._metrics.unknown_model("UNAVAILABLE")
+            return Refusal("UNAVAILABLE", "the server is stopping", request_id)
         self._metrics.unknown_model("RESOURCE_EXHAUSTED")
         retry_after = max(SHORTEST_RETRY, self._last_wait)
-        return Refusal("RESOURCE_EXHAUSTED", "the server is overloaded", "", retry_after)
+        return Refusal("RESOURCE_EXHAUSTED", "the server is overloaded", request_id, retry_after)
 
     def wait_until_idle(self, timeout: float) -> bool:
         """Whether no request is in flight any more, after at most `timeout` seconds."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._in_flight, timeout)
 
-    def _left(self) -> None:
-        with self._changed:
-            self._in_flight -= 1
-            if not self._in_flight:
-                self._changed.notify_all()
+    def _begin(self, call: _Call, message: bytes, deadline: float) -> Callable[[], None]:
+        """Check the request and queue it; how to cancel it."""
+        try:
+            request = pb.ModelInferRequest.FromString(message)
+        except DecodeError:
+            raise InvalidInput("the message is no ModelInferRequest") from None
+        call.request_id = request.id
+        asked = parameters(request)
+        if asked.timeout is not None:
+            deadline = min(deadline, call.arrived + asked.timeout)
+        for _ in range(_ATTEMPTS):
+            try:
+                return self._queue(call, request, deadline, self._level(asked))
+            except BatcherClosed:
+                continue
+        raise ModelNotReady(f"model {request.model_name!r} is being unloaded")
+
+    def _queue(
+        self, call: _Call, request: pb.ModelInferRequest, deadline: float, level: int
+    ) -> Callable[[], None]:
+        served = call.served = self._registry.get(request.model_name, request.model_version)
+        specs = served.manifest.outputs
+        call.outputs = (
+            tensors.requested_outputs(request, specs) if request.outputs else served.all_outputs
+        )
+        pending = served.request(
+            tensors.decode_inputs(request, served.manifest.inputs),
+            functools.partial(self._complete, call),
+            deadline=deadline,
+            priority=level,
+            arrived=call.arrived,
+        )
+        served.submit(pending)
+        return pending.cancel
 
     def _level(self, asked: Parameters) -> int:
         """The batcher's level: of 0 and what is beyond, the last, as Triton has a default."""
         levels = self._priority_levels
         return (asked.priority if 1 <= asked.priority <= levels else levels) - 1
 
-
-class _Call:
-    """One request on its way: what is needed to answer it."""
-
-    __slots__ = ("_arrived", "_outputs", "_request_id", "_respond", "_served", "_service")
-
-    def __init__(self, service: InferenceService, respond: Respond) -> None:
-        self._service = service
-        self._respond = respond
-        self._arrived = time.monotonic()
-        self._request_id = ""
-        self._served: ServedModel | None = None
-        self._outputs: Sequence[RequestedOutput] = ()
-
-    def begin(self, message: bytes, deadline: float) -> Callable[[], None]:
-        """Check the request and queue it; how to cancel it."""
-        try:
-            request = pb.ModelInferRequest.FromString(message)
-        except DecodeError:
-            raise InvalidInput("the message is no ModelInferRequest") from None
-        self._request_id = request.id
-        asked = parameters(request)
-        if asked.timeout is not None:
-            deadline = min(deadline, self._arrived + asked.timeout)
-        for _ in range(_ATTEMPTS):
-            try:
-                return self._queue(request, deadline, self._service._level(asked))
-            except BatcherClosed:
-                continue
-        raise ModelNotReady(f"model {request.model_name!r} is being unloaded")
-
-    def _queue(
-        self, request: pb.ModelInferRequest, deadline: float, level: int
-    ) -> Callable[[], None]:
-        served = self._served = self._service._registry.get(
-            request.model_name, request.model_version
-        )
-        manifest = served.manifest
-        self._outputs = (
-            tensors.requested_outputs(request, manifest.outputs)
-            if request.outputs
-            else served.all_outputs
-        )
-        inputs = tensors.decode_inputs(request, manifest.inputs)
-        pending = served.request(
-            inputs, self._complete, deadline=deadline, priority=level, arrived=self._arrived
-        )
-        served.submit(pending)
-        return pending.cancel
-
-    def refuse(self, error: Exception) -> None:
-        """Answer with the error's status, and count it."""
-        status, details = status_of(error)
-        if self._served:
-            self._served.metrics.failed(status, time.monotonic() - self._arrived)
-        else:
-            self._service._metrics.unknown_model(status)
-        retry_after = error.retry_after if isinstance(error, QueueFull) else None
-        self._finish(Refusal(status, details, self._request_id, retry_after))
-
-    def _complete(self, outcome: Outcome) -> None:
+    def _complete(self, call: _Call, outcome: Outcome) -> None:
         """The batcher is done with the request."""
         if not isinstance(outcome, Answer):
-            self.refuse(outcome)
+            self._refuse(call, outcome)
             return
         try:
-            reply = self._reply(outcome)
+            reply = self._reply(call, outcome)
         except Exception as error:  # a model whose outputs are not what its manifest says
-            self.refuse(error)
+            self._refuse(call, error)
             return
-        self._finish(reply)
+        self._finish(call, reply)
 
-    def _reply(self, answer: Answer) -> Reply:
-        served = self._served
+    def _reply(self, call: _Call, answer: Answer) -> Reply:
+        served = call.served
         assert served
         response = pb.ModelInferResponse(
-            model_name=served.manifest.name, model_version=served.version, id=self._request_id
+            model_name=served.manifest.name, model_version=served.version, id=call.request_id
         )
         tensors.encode_outputs(
-            response,
-            served.outputs(answer),
-            self._outputs,
-            served.manifest.labels,
-            served.batchable,
+            response, served.outputs(answer), call.outputs, served.manifest.labels, served.batchable
         )
-        self._service._last_wait = answer.queue_seconds
-        timing = Timing(response.model_version, answer.queue_seconds, answer.stages)
-        if self._service._tracer.active:
-            facts = functools.partial(self._facts, timing)
-            self._service._tracer.record(response.model_name, response.id, facts)
+        self._last_wait = answer.queue_seconds
+        timing = Timing(served.version, answer.queue_seconds, answer.stages)
+        if self._tracer.active:
+            facts = functools.partial(_facts, call, timing)
+            self._tracer.record(served.manifest.name, call.request_id, facts)
         return Reply(response.SerializeToString(), timing)
 
-    def _facts(self, timing: Timing) -> dict[str, object]:
-        return {
-            "version": timing.version,
-            "seconds": time.monotonic() - self._arrived,
-            "queue_seconds": timing.queue_seconds,
-            **timing.stages._asdict(),
-        }
-
-    def _finish(self, outcome: Reply | Refusal) -> None:
+    def _refuse(self, call: _Call, error: Exception) -> None:
+        """Answer with the error's status, and count it."""
+        status, details = status_of(error)
+        retry_after = error.retry_after if isinstance(error, QueueFull) else None
         try:
-            self._respond(outcome)
+            if call.served:
+                call.served.metrics.failed(status, time.monotonic() - call.arrived)
+            else:
+                self._metrics.unknown_model(status)
+        finally:  # whatever becomes of the counts, the caller waits
+            self._finish(call, Refusal(status, details, call.request_id, retry_after))
+
+    def _finish(self, call: _Call, outcome: Reply | Refusal) -> None:
+        try:
+            call.respond(outcome)
         finally:
-            self._service._left()
+            with self._changed:
+                self._in_flight -= 1
+                if not self._in_flight:
+                    self._changed.notify_all()
+
+
+def _id_of(message: bytes) -> str:
+    try:
+        return pb.ModelInferRequest.FromString(message).id
+    except DecodeError:
+        return ""
+
+
+def _facts(call: _Call, timing: Timing) -> dict[str, object]:
+    """What a trace tells of an answered request."""
+    return {
+        "version": timing.version,
+        "seconds": time.monotonic() - call.arrived,
+        "queue_seconds": timing.queue_seconds,
+        **timing.stages._asdict(),
+    }
 
 
 def _nothing() -> None:

@@ -92,6 +92,8 @@ class Lifecycle:
         except Exception as error:  # one broken version, however broken, must not stop the rest
             if directory.exists():
                 self._refuse(name, version, error)
+                if _kind(error) is LoadFailure.OTHER:  # such as no memory: it may pass
+                    self.try_again(name, version)
             else:  # it was withdrawn or pruned meanwhile, and nothing is wrong with it
                 self.forget(name, version)
             return False

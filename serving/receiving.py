@@ -43,9 +43,19 @@ class ReceivingPool(ThreadPoolExecutor):
         threading.Thread(target=self._watch, name=f"{name}-watch", daemon=True).start()
 
     @property
-    def load(self) -> int:
-        """Tasks that run or wait."""
-        return self._threads_alive - len(self._idle) + len(self._waiting)
+    def running(self) -> int:
+        """Tasks that have begun."""
+        return self._threads_alive - len(self._idle)
+
+    @property
+    def waiting(self) -> int:
+        """Tasks that no thread has taken yet."""
+        return len(self._waiting)
+
+    @property
+    def full(self) -> bool:
+        """All the threads that there may be are taken."""
+        return self.running >= self._many
 
     def submit(self, fn: Callable[..., Result], /, *args: Any, **kwargs: Any) -> Future[Result]:
         """Run it on the thread that became idle last, on a new one, or when one is free."""
@@ -69,8 +79,8 @@ class ReceivingPool(ThreadPoolExecutor):
         return future
 
     def _start(self, task: _Task) -> None:
-        self._threads_alive += 1
         threading.Thread(target=self._work, args=(task,), name=self._name, daemon=True).start()
+        self._threads_alive += 1
 
     def _work(self, task: _Task) -> None:
         mailbox: SimpleQueue[_Task] = SimpleQueue()
@@ -83,7 +93,7 @@ class ReceivingPool(ThreadPoolExecutor):
                 if self._waiting:
                     following = self._waiting.popleft()
                     continue
-                if self._threads_alive > self._few:
+                if len(self._idle) >= self._few:
                     self._threads_alive -= 1
                     return
                 self._idle.append(mailbox)

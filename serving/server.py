@@ -6,35 +6,31 @@ processes there are: `/metrics` and the directory of counters. `workers` runs se
 
 from __future__ import annotations
 
-import functools
 import importlib.metadata
 import logging
-import socket
 import threading
 import time
 from collections.abc import Callable
-from concurrent import futures
 from pathlib import Path
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from prometheus_client import CollectorRegistry, make_wsgi_app
-from prometheus_client.exposition import ThreadingWSGIServer
 
 import model_repository
 from serving import model as models
+from serving.addresses import address, check_free
 from serving.admin import Admin, ProcessAdmin
 from serving.config import ServerConfig
 from serving.control import ModelControl
 from serving.counter_directory import CounterDirectory
 from serving.device import runtime_for
-from serving.errors import ModelLoadError, StartupError
-from serving.exposition import Collector
+from serving.errors import ModelLoadError
 from serving.inference import InferenceService
 from serving.metrics import Metrics
+from serving.receiving import ReceivingPool
 from serving.registry import ModelRegistry, ServedModel
+from serving.scrapes import MetricsServer
 from serving.servicer import SERVICE, InferenceServicer, handlers
 from serving.trace import Tracer
 from serving.transport import Handlers
@@ -43,14 +39,17 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 READINESS = ("", "readiness")
 LIVENESS = "liveness"
-# Threads for everything but inference: it has its own, so that health answers under any load.
-THREADS = 16
+# Threads for everything but inference, which has its own, so that health answers under any load;
+# and at most, while some are stuck.
+THREADS = (4, 256)
 # Calls that one connection may have open; more wait at the caller, not in this server's memory.
 MAX_CALLS_PER_CONNECTION = 4096
 # Seconds for the last answers to leave, and then for streams, such as health watches, to end.
 LAST_ANSWERS = 0.5
-# Seconds in which the metrics' thread sees that it is to stop.
-STOPS_WITHIN = 0.05
+# Seconds between two looks at whether requests are still being received.
+RECEIVED_WITHIN = 0.005
+# Milliseconds of silence until a peer is asked whether it lives, and for its answer.
+KEEPALIVE = (60_000, 20_000)
 
 log = logging.getLogger("serving")
 
@@ -139,15 +138,18 @@ class InferenceServer:
 
     def stop(self) -> None:
         """Report not serving, refuse what is new, and let what is in flight finish in time."""
-        self._stopping = True
+        self._stopping = self.service.draining = True
+        end = time.monotonic() + self._config.drain_timeout
         self.control.stop()
         self._health.enter_graceful_shutdown()
         self._grpc.stop(self._config.drain_timeout)
         # Open streams would hold gRPC's own wait to its end; only inference is worth waiting for.
-        self.wait_until_idle(self._config.drain_timeout)
+        while self._handlers.receiving and time.monotonic() < end:
+            time.sleep(RECEIVED_WITHIN)
+        self.wait_until_idle(max(0.0, end - time.monotonic()))
         self._grpc.stop(min(LAST_ANSWERS, self._config.drain_timeout)).wait()
         if self._loader.is_alive():
-            self._loader.join(self._config.drain_timeout)
+            self._loader.join(max(0.0, end - time.monotonic()))
         for served in self.registry.served:
             served.batcher.close(0.0)
 
@@ -191,47 +193,11 @@ class InferenceServer:
 
     def _add_services(self, servicer: InferenceServicer) -> None:
         room = self._config.room
-        self._grpc.add_generic_rpc_handlers((Handlers(self.service, handlers(servicer), room),))
+        self._handlers = Handlers(self.service, handlers(servicer), room)
+        self._grpc.add_generic_rpc_handlers((self._handlers,))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         names = [SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME]
         reflection.enable_server_reflection(names, self._grpc)
-
-
-class MetricsServer:
-    """`/metrics` for Prometheus: the sum over the processes that count in a directory."""
-
-    def __init__(self, config: ServerConfig, counters: Path) -> None:
-        self.registry = CollectorRegistry()
-        self.registry.register(Collector(counters))
-        host, port = config.host, config.metrics_port
-        try:
-            self._server = _listen_for_scrapes(host, port, self.registry)
-        except OSError as error:
-            raise cannot_listen("--metrics-port", host, port, error) from None
-        self.port = self._server.server_port
-        serve = functools.partial(self._server.serve_forever, poll_interval=STOPS_WITHIN)
-        threading.Thread(target=serve, name="metrics", daemon=True).start()
-        log.info("metrics on http://%s/metrics", address(host, self.port))
-
-    def stop(self) -> None:
-        """Stop answering."""
-        self._server.shutdown()
-        self._server.server_close()
-
-
-class _SilentHandler(WSGIRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:
-        """A scrape is nothing to log."""
-
-
-def _listen_for_scrapes(host: str, port: int, registry: CollectorRegistry) -> WSGIServer:
-    """As prometheus_client's start_http_server, which takes half a second to stop."""
-    family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-
-    class Listener(ThreadingWSGIServer):
-        address_family = family
-
-    return make_server(host, port, make_wsgi_app(registry), Listener, _SilentHandler)
 
 
 class Server:
@@ -267,27 +233,6 @@ class Server:
         self._counters.close()
 
 
-def check_free(flag: str, host: str, port: int) -> None:
-    """Ask before gRPC does: its core reports a port that is taken on stderr, at length."""
-    try:
-        family, kind, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(where)
-    except OSError as error:
-        raise cannot_listen(flag, host, port, error) from None
-
-
-def address(host: str, port: int) -> str:
-    """host:port, with an IPv6 host in brackets."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def cannot_listen(flag: str, host: str, port: int, error: OSError) -> StartupError:
-    """One line for the operator."""
-    return StartupError(f"{flag}: cannot listen on {address(host, port)}: {error.strerror}")
-
-
 def version() -> str:
     """This package's, as it was installed."""
     try:
@@ -298,11 +243,14 @@ def version() -> str:
 
 def _grpc_server(config: ServerConfig) -> grpc.Server:
     return grpc.server(
-        futures.ThreadPoolExecutor(THREADS, thread_name_prefix="rpc"),
+        ReceivingPool(*THREADS, name="rpc"),
         options=[
             # Two servers must not share a port by accident; workers of one do by design.
             ("grpc.so_reuseport", int(config.workers > 1)),
             ("grpc.max_concurrent_streams", MAX_CALLS_PER_CONNECTION),
+            ("grpc.keepalive_time_ms", KEEPALIVE[0]),
+            ("grpc.keepalive_timeout_ms", KEEPALIVE[1]),
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),  # clients may ask, too
             ("grpc.max_receive_message_length", config.max_message_bytes),
             ("grpc.max_send_message_length", config.max_message_bytes),
         ],

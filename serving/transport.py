@@ -1,4 +1,4 @@
-"""ModelInfer and ModelStreamInfer over grpcio's synchronous server, for an InferenceService.
+"""ModelInfer over grpcio's synchronous server, for an InferenceService; `streaming` has the other.
 
 No thread waits for an answer: grpcio's handler returns at once, and the thread that ran the batch
 sends it. Measured against the other styles, this is the fastest: see benchmarks/results/styles.md.
@@ -8,32 +8,25 @@ from __future__ import annotations
 
 import inspect
 import math
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
-from queue import SimpleQueue
-from typing import Any, TypeAlias
+from typing import Any
 
 import grpc
 from grpc import _server as grpc_internals
 
+from serving.calls import MethodHandler, deadline_of
 from serving.inference import InferenceService, Refusal, Reply, Timing
-from serving.pb import inference_pb2 as pb
 from serving.receiving import ReceivingPool
 from serving.servicer import SERVICE
+from serving.streaming import stream_handler
 
 # Threads that receive and parse requests, and at most, while callers send slowly.
 RECEIVING_THREADS = 8
 MOST_RECEIVING_THREADS = 512
-# Streams that may be open at the same time; each takes two threads.
-MAX_STREAMS = 128
-# Requests of one stream that may be in flight or wait for the caller to read their answers.
-STREAM_WINDOW = 512
 
 _INFER = f"/{SERVICE.full_name}/ModelInfer"
 
-MethodHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Metadata = tuple[tuple[str, str], ...]
 Send = Callable[[bytes | None], None]
 Finish = Callable[[Any, bytes, Send], None]
@@ -42,9 +35,9 @@ Finish = Callable[[Any, bytes, Send], None]
 class Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # none at run time
     """The methods of a service, by their paths; ModelInfer only while there is room for one more.
 
-    `limit` is how many ModelInfer requests may be inside, received in part, waiting or running.
-    Beyond, one is refused before it is read, on the thread that heard of it: at a third of what a
-    refusal costs once the request was received.
+    `limit` is how many ModelInfer requests may be inside, waiting or running.
+    Beyond, one is refused before it is read, on the thread that heard of it: at about half of
+    what a refusal costs once the request was received.
     """
 
     def __init__(
@@ -55,16 +48,20 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # none at run
         self._pool = receiving_pool()
         self._infer = infer_handler(service, self._pool)
         self._refuse = _refuse_handler(service)
-        methods = {**others, "ModelStreamInfer": _stream_handler(service)}
+        methods = {**others, "ModelStreamInfer": stream_handler(service, limit)}
         self._others = {f"/{SERVICE.full_name}/{name}": each for name, each in methods.items()}
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> MethodHandler | None:
         """The handler of one call; None is UNIMPLEMENTED."""
         if handler_call_details.method != _INFER:
             return self._others.get(handler_call_details.method)
-        if self._pool.load + self._service.in_flight >= self._limit:
-            return self._refuse
-        return self._infer
+        inside = self._service.in_flight + self._pool.waiting
+        return self._refuse if inside >= self._limit or self._pool.full else self._infer
+
+    @property
+    def receiving(self) -> bool:
+        """Calls were accepted whose requests have not been submitted yet."""
+        return bool(self._pool.running or self._pool.waiting)
 
 
 def receiving_pool() -> ReceivingPool:
@@ -118,97 +115,6 @@ class _Inline(futures.ThreadPoolExecutor):
         return future
 
 
-def _stream_handler(service: InferenceService) -> MethodHandler:
-    """The handler of ModelStreamInfer: answers as they come, errors as messages of their own."""
-    streams = threading.BoundedSemaphore(MAX_STREAMS)
-
-    def stream(messages: Iterator[bytes], context: Any) -> Iterator[bytes]:
-        if not streams.acquire(blocking=False):
-            context.abort(
-                grpc.StatusCode.RESOURCE_EXHAUSTED, f"{MAX_STREAMS} streams are already open"
-            )
-        try:
-            yield from _Stream(service, messages, context).answers()
-        finally:
-            streams.release()
-
-    pool = futures.ThreadPoolExecutor(MAX_STREAMS + 8, thread_name_prefix="stream")
-    stream.experimental_thread_pool = pool  # type: ignore[attr-defined]
-    return grpc.stream_stream_rpc_method_handler(stream)
-
-
-class _Stream:
-    """One stream: a thread reads requests and submits them, the caller's takes the answers."""
-
-    def __init__(self, service: InferenceService, messages: Iterator[bytes], context: Any) -> None:
-        self._service = service
-        self._messages = messages
-        self._deadline = deadline_of(context)
-        self._answers: SimpleQueue[Reply | Refusal | None] = SimpleQueue()
-        self._window = threading.Semaphore(STREAM_WINDOW)
-        self._lock = threading.Lock()
-        self._cancels: dict[int, Callable[[], None]] = {}
-        self._submitted = 0
-        self._over = False
-        context.add_callback(self._end)
-
-    def answers(self) -> Iterator[bytes]:
-        """Serialised ModelStreamInferResponses, until the caller has sent and got all."""
-        threading.Thread(target=self._read, name="stream-reader", daemon=True).start()
-        answered, closed = 0, False
-        while not closed or answered < self._submitted:
-            outcome = self._answers.get()
-            if outcome is None:
-                closed = True
-                continue
-            answered += 1
-            yield _stream_message(outcome)
-            self._window.release()
-
-    def _read(self) -> None:
-        try:
-            for number, message in enumerate(self._messages):
-                self._window.acquire()
-                if self._over:
-                    break
-                self._submitted = number + 1
-                self._submit(number, message)
-        except Exception:  # grpcio's way to end the requests of a stream that was cancelled
-            self._end()
-        finally:
-            self._answers.put(None)
-
-    def _submit(self, number: int, message: bytes) -> None:
-        def respond(outcome: Reply | Refusal) -> None:
-            with self._lock:
-                self._cancels.pop(number, None)
-            self._answers.put(outcome)
-
-        with self._lock:
-            self._cancels[number] = _nothing
-        cancel = self._service.submit(message, self._deadline, respond)
-        with self._lock:
-            if number in self._cancels:
-                self._cancels[number] = cancel
-        if self._over:
-            cancel()
-
-    def _end(self) -> None:
-        """The stream is over, in whatever way: nobody reads answers any more."""
-        self._over = True
-        with self._lock:
-            cancels = list(self._cancels.values())
-        for cancel in cancels:
-            cancel()
-        self._window.release()
-
-
-def deadline_of(context: Any) -> float:
-    """The call's deadline as time.monotonic; infinite without one."""
-    remaining = context.time_remaining()
-    return math.inf if remaining is None else time.monotonic() + remaining
-
-
 def timing_metadata(timing: Timing) -> Metadata:
     """Trailing metadata of an answer; `server-timing` is in milliseconds, as W3C has it.
 
@@ -249,7 +155,12 @@ def _fastest() -> Finish:
     if status and list(inspect.signature(status).parameters) == expected:
 
         def at_once(context: Any, message: bytes, send: Send) -> None:
-            status(context._rpc_event, context._state, message)
+            try:
+                event, state = context._rpc_event, context._state
+            except AttributeError:
+                one_after_the_other(context, message, send)
+            else:
+                status(event, state, message)
 
         return at_once
     return one_after_the_other
@@ -269,28 +180,3 @@ def _non_blocking(behavior: Any, pool: futures.ThreadPoolExecutor) -> Any:
     behavior.experimental_non_blocking = True
     behavior.experimental_thread_pool = pool
     return behavior
-
-
-def _stream_message(outcome: Reply | Refusal) -> bytes:
-    """A serialised ModelStreamInferResponse."""
-    if isinstance(outcome, Refusal):
-        response = pb.ModelInferResponse(id=outcome.request_id)
-        return pb.ModelStreamInferResponse(
-            error_message=outcome.details, infer_response=response
-        ).SerializeToString()
-    # Field 2, of bytes: what was serialised once need not be parsed for that.
-    return b"\x12" + _varint(len(outcome.message)) + outcome.message
-
-
-def _varint(number: int) -> bytes:
-    """https://protobuf.dev/programming-guides/encoding/#varints"""
-    encoded = bytearray()
-    while number > 0x7F:
-        encoded.append(number & 0x7F | 0x80)
-        number >>= 7
-    encoded.append(number)
-    return bytes(encoded)
-
-
-def _nothing() -> None:
-    """Cancels what has not been submitted yet."""

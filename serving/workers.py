@@ -17,13 +17,14 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
+from serving.addresses import address, cannot_listen, check_free
 from serving.changes import Changes
 from serving.config import ServerConfig
 from serving.counter_directory import CounterDirectory
 from serving.errors import StartupError
 from serving.messages import Do, Done, Failed, GroupReady, Order, Ready, Stop, Told
 from serving.metrics import SupervisorMetrics
-from serving.server import MetricsServer, address, cannot_listen, check_free
+from serving.scrapes import MetricsServer
 from serving.worker import run
 
 # How long a worker that died at once is left before the next try, at most, in seconds.
@@ -174,7 +175,10 @@ class Supervisor:
 
     def _bury(self, slot: _Slot) -> None:
         """Replace a worker that died; what it was still to do counts as done."""
-        slot.process.join()
+        slot.process.join(LAST_CHANCE)
+        if slot.process.is_alive():  # it hung up, and hangs
+            slot.process.kill()
+            slot.process.join()
         slot.connection.close()
         del self._slots[slot.number]
         lived = time.monotonic() - slot.started

@@ -18,7 +18,8 @@ from conftest import SLOW_SIZE, Digits, Running, publish_slow
 
 from serving.pb import inference_pb2 as pb
 from serving.servicer import SERVICE
-from serving.transport import STREAM_WINDOW, one_after_the_other
+from serving.streaming import STREAM_WINDOW
+from serving.transport import one_after_the_other
 
 Serve = Callable[..., AbstractContextManager[Running]]
 CODE = grpc.StatusCode

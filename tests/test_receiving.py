@@ -45,7 +45,7 @@ def test_one_after_the_other_they_run_on_one_thread() -> None:
     names = set()
     for _ in range(50):
         names.add(pool.submit(threading.get_ident).result(PATIENCE))
-        until(lambda: not pool.load)  # just after it has given the result, its thread is idle
+        until(lambda: not pool.running)  # just after it has given the result, its thread is idle
     assert len(names) == 1
 
 
@@ -55,7 +55,7 @@ def test_tasks_that_are_stuck_do_not_keep_others_waiting() -> None:
     begun = held(pool, 6, gate)
     assert all(event.wait(PATIENCE) for event in begun)
     assert pool.submit(lambda: "served").result(PATIENCE) == "served"
-    until(lambda: pool.load == 6)
+    until(lambda: pool.running == 6)
     gate.set()
 
 
@@ -64,9 +64,18 @@ def test_there_are_never_more_threads_than_may_be_and_then_tasks_wait() -> None:
     begun = held(pool, 3, gate)
     assert all(event.wait(PATIENCE) for event in begun)
     last = pool.submit(lambda: "at last")
-    assert pool.load == 4
+    assert (pool.running, pool.waiting, pool.full) == (3, 1, True)
     gate.set()
     assert last.result(PATIENCE) == "at last"
+
+
+def test_beside_stuck_ones_a_thread_stays_for_the_next_task() -> None:
+    pool, gate = ReceivingPool(2, 64, "test"), threading.Event()
+    assert all(event.wait(PATIENCE) for event in held(pool, 2, gate))
+    first = pool.submit(threading.get_ident).result(PATIENCE)
+    until(lambda: pool.running == 2)
+    assert pool.submit(threading.get_ident).result(PATIENCE) == first
+    gate.set()
 
 
 def test_threads_beyond_the_few_end_when_all_is_well_again() -> None:

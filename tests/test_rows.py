@@ -84,3 +84,17 @@ def test_outputs_without_a_row_for_each_row_are_no_batch(tmp_path: Path) -> None
     directory = publish_model(tmp_path, "flat", write, (X,), (TensorSpec("y", "FP32", (-1, 1)),))
     model = loaded(directory)
     assert model.notes == ("not batched: output 'y' has not a row for each row of the inputs",)
+
+
+def test_whole_numbers_that_depend_on_other_rows_are_no_batch(tmp_path: Path) -> None:
+    def write(path: Path) -> None:
+        tensor = helper.make_tensor_value_info
+        node = helper.make_node("CumSum", ["x", "axis"], ["y"])
+        axis = numpy_helper.from_array(np.array(0), "axis")
+        inputs = [tensor("x", TensorProto.INT64, ["N", 3])]
+        outputs = [tensor("y", TensorProto.INT64, ["N", 3])]
+        save(helper.make_graph([node], "sums", inputs, outputs, [axis]), path)
+
+    x, y = (TensorSpec(name, "INT64", (-1, 3)) for name in "xy")
+    model = loaded(publish_model(tmp_path, "sums", write, (x,), (y,)))
+    assert model.notes == ("not batched: the rows of output 'y' depend on each other",)

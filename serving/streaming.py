@@ -1,0 +1,139 @@
+"""ModelStreamInfer over grpcio: many requests in flight on one stream, answers as they come."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from queue import SimpleQueue
+from typing import Any
+
+import grpc
+
+from serving.calls import MethodHandler, deadline_of
+from serving.inference import InferenceService, Refusal, Reply
+from serving.pb import inference_pb2 as pb
+
+# Streams that may be open at the same time; each takes two threads.
+MAX_STREAMS = 128
+# Requests of one stream that may be in flight or wait for the caller to read their answers.
+STREAM_WINDOW = 128
+
+
+def stream_handler(service: InferenceService, limit: int) -> MethodHandler:
+    """The handler of ModelStreamInfer: answers as they come, errors as messages of their own.
+
+    `limit` is how many requests may be inside the server; beyond, they are refused.
+    """
+    streams = threading.BoundedSemaphore(MAX_STREAMS)
+
+    def stream(messages: Iterator[bytes], context: Any) -> Iterator[bytes]:
+        if not streams.acquire(blocking=False):
+            context.abort(
+                grpc.StatusCode.RESOURCE_EXHAUSTED, f"{MAX_STREAMS} streams are already open"
+            )
+        try:
+            yield from _Stream(service, limit, messages, context).answers()
+        finally:
+            streams.release()
+
+    pool = futures.ThreadPoolExecutor(MAX_STREAMS + 8, thread_name_prefix="stream")
+    stream.experimental_thread_pool = pool  # type: ignore[attr-defined]
+    return grpc.stream_stream_rpc_method_handler(stream)
+
+
+class _Stream:
+    """One stream: a thread reads requests and submits them, the caller's takes the answers."""
+
+    def __init__(
+        self, service: InferenceService, limit: int, messages: Iterator[bytes], context: Any
+    ) -> None:
+        self._service = service
+        self._limit = limit
+        self._messages = messages
+        self._deadline = deadline_of(context)
+        self._answers: SimpleQueue[Reply | Refusal | None] = SimpleQueue()
+        self._window = threading.Semaphore(STREAM_WINDOW)
+        self._lock = threading.Lock()
+        self._cancels: dict[int, Callable[[], None]] = {}
+        self._submitted = 0
+        self._over = False
+        context.add_callback(self._end)
+
+    def answers(self) -> Iterator[bytes]:
+        """Serialised ModelStreamInferResponses, until the caller has sent and got all."""
+        threading.Thread(target=self._read, name="stream-reader", daemon=True).start()
+        answered, closed = 0, False
+        while not closed or answered < self._submitted:
+            outcome = self._answers.get()
+            if outcome is None:
+                closed = True
+                continue
+            answered += 1
+            yield _stream_message(outcome)
+            self._window.release()
+
+    def _read(self) -> None:
+        try:
+            for number, message in enumerate(self._messages):
+                self._window.acquire()
+                if self._over:
+                    break
+                self._submitted = number + 1
+                if self._service.draining or self._service.in_flight >= self._limit:
+                    self._answers.put(self._service.refuse_unread(message))
+                else:
+                    self._submit(number, message)
+        except Exception:  # grpcio's way to end the requests of a stream that was cancelled
+            self._end()
+        finally:
+            self._answers.put(None)
+
+    def _submit(self, number: int, message: bytes) -> None:
+        def respond(outcome: Reply | Refusal) -> None:
+            with self._lock:
+                self._cancels.pop(number, None)
+            self._answers.put(outcome)
+
+        with self._lock:
+            self._cancels[number] = _nothing
+        cancel = self._service.submit(message, self._deadline, respond)
+        with self._lock:
+            if number in self._cancels:
+                self._cancels[number] = cancel
+        if self._over:
+            cancel()
+
+    def _end(self) -> None:
+        """The stream is over, in whatever way: nobody reads answers any more."""
+        self._over = True
+        with self._lock:
+            cancels = list(self._cancels.values())
+        for cancel in cancels:
+            cancel()
+        self._window.release()
+
+
+def _stream_message(outcome: Reply | Refusal) -> bytes:
+    """A serialised ModelStreamInferResponse."""
+    if isinstance(outcome, Refusal):
+        response = pb.ModelInferResponse(id=outcome.request_id)
+        return pb.ModelStreamInferResponse(
+            error_message=outcome.details, infer_response=response
+        ).SerializeToString()
+    # Field 2, of bytes: what was serialised once need not be parsed for that.
+    return b"\x12" + _varint(len(outcome.message)) + outcome.message
+
+
+def _varint(number: int) -> bytes:
+    """https://protobuf.dev/programming-guides/encoding/#varints"""
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)
+
+
+def _nothing() -> None:
+    """Cancels what has not been submitted yet."""
