@@ -147,7 +147,7 @@ class GRPCInferenceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ServerReady(self, request, context):
-        """Is every model loaded, so that traffic may be sent?
+        """Is loading over and is there a model, so that traffic may be sent? ModelReady tells of each.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -38,7 +38,7 @@ class GRPCInferenceServiceStub:
     ServerLive: _grpc.UnaryUnaryMultiCallable[_inference_pb2.ServerLiveRequest, _inference_pb2.ServerLiveResponse]
     """Does the process answer at all?"""
     ServerReady: _grpc.UnaryUnaryMultiCallable[_inference_pb2.ServerReadyRequest, _inference_pb2.ServerReadyResponse]
-    """Is every model loaded, so that traffic may be sent?"""
+    """Is loading over and is there a model, so that traffic may be sent? ModelReady tells of each."""
     ModelReady: _grpc.UnaryUnaryMultiCallable[_inference_pb2.ModelReadyRequest, _inference_pb2.ModelReadyResponse]
     """Is this model loaded?"""
     ServerMetadata: _grpc.UnaryUnaryMultiCallable[_inference_pb2.ServerMetadataRequest, _inference_pb2.ServerMetadataResponse]
@@ -69,7 +69,7 @@ class GRPCInferenceServiceAsyncStub(GRPCInferenceServiceStub):
     ServerLive: _aio.UnaryUnaryMultiCallable[_inference_pb2.ServerLiveRequest, _inference_pb2.ServerLiveResponse]  # type: ignore[assignment]
     """Does the process answer at all?"""
     ServerReady: _aio.UnaryUnaryMultiCallable[_inference_pb2.ServerReadyRequest, _inference_pb2.ServerReadyResponse]  # type: ignore[assignment]
-    """Is every model loaded, so that traffic may be sent?"""
+    """Is loading over and is there a model, so that traffic may be sent? ModelReady tells of each."""
     ModelReady: _aio.UnaryUnaryMultiCallable[_inference_pb2.ModelReadyRequest, _inference_pb2.ModelReadyResponse]  # type: ignore[assignment]
     """Is this model loaded?"""
     ServerMetadata: _aio.UnaryUnaryMultiCallable[_inference_pb2.ServerMetadataRequest, _inference_pb2.ServerMetadataResponse]  # type: ignore[assignment]
@@ -109,7 +109,7 @@ class GRPCInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_pb2.ServerReadyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inference_pb2.ServerReadyResponse, _abc.Awaitable[_inference_pb2.ServerReadyResponse]]:
-        """Is every model loaded, so that traffic may be sent?"""
+        """Is loading over and is there a model, so that traffic may be sent? ModelReady tells of each."""
 
     @_abc_1.abstractmethod
     def ModelReady(
