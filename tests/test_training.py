@@ -368,7 +368,8 @@ def test_int8_is_served_where_there_is_one_and_fp32_elsewhere(
     images = digits_3_7.valid.images
     with serve(repository, precision="int8") as running:  # type: ignore[operator]
         precisions = {
-            m.manifest.name: m.model.variant.precision for m in running.server.inference.registry.served
+            m.manifest.name: m.model.variant.precision
+            for m in running.server.inference.registry.served
         }
         with Client(running.address) as client:
             answer = client.classify(images, "resnet18")
