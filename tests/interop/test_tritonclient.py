@@ -144,7 +144,7 @@ def test_statistics_count_requests_rows_and_each_stage_alike(seen: Any) -> None:
 
 def test_a_model_is_loaded_listed_and_unloaded(seen: Any, expected: Arrays) -> None:
     repository = seen["repository"]
-    assert repository["before"][0] == "StatusCode.NOT_FOUND"
+    assert repository["before"][0] == "StatusCode.UNAVAILABLE"
     assert repository["loaded"] == expected["labels"].tolist()
     assert repository["index"]["spare"] == ["1", "READY"]
     assert repository["ready"] is False
