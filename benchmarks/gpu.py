@@ -32,11 +32,12 @@ from benchmarks.machine import describe, sentence
 from model_repository import HOLDOUT, ONNX_PLATFORM, Manifest, read_manifest, versions
 from serving.client import Client
 from serving.config import ServerConfig
+from serving.datatypes import DATATYPES
 from serving.device import runtime_for
 from serving.errors import StartupError
 from serving.pb import inference_pb2 as pb
 from serving.pb import inference_pb2_grpc as pb_grpc
-from serving.session import DTYPES, open_session
+from serving.session import open_session
 
 RESULTS = Path(__file__).parent / "results"
 BATCH_SIZES = (1, 8, 32, 64, 128, 256, 512, 1024)
@@ -160,7 +161,7 @@ def _bound(
     value = onnxruntime.OrtValue.ortvalue_from_numpy(images, device, 0)
     binding.bind_ortvalue_input("images", value)
     for spec in manifest.outputs:
-        shape, dtype = (len(images), *spec.shape[1:]), np.dtype(DTYPES[spec.datatype]).type
+        shape, dtype = (len(images), *spec.shape[1:]), DATATYPES[spec.datatype].dtype.type
         value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, dtype, device, 0)
         binding.bind_ortvalue_output(spec.name, value)
     return binding

@@ -16,7 +16,8 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from model_repository import Manifest, TensorSpec
-from serving.session import DTYPES, Tensors
+from serving.datatypes import DATATYPES
+from serving.session import Tensors
 
 Allocate = Callable[[tuple[int, ...], np.dtype[np.generic]], NDArray[np.generic]]
 
@@ -177,7 +178,7 @@ def _buffers(
     specs: tuple[TensorSpec, ...], rows: int, allocate: Allocate
 ) -> dict[str, NDArray[np.generic]]:
     return {
-        spec.name: allocate((rows, *spec.shape[1:]), np.dtype(DTYPES[spec.datatype]))
+        spec.name: allocate((rows, *spec.shape[1:]), DATATYPES[spec.datatype].dtype)
         for spec in specs
     }
 
@@ -187,7 +188,7 @@ def _on_device(
 ) -> dict[str, onnxruntime.OrtValue]:
     return {
         spec.name: onnxruntime.OrtValue.ortvalue_from_shape_and_type(
-            (rows, *spec.shape[1:]), np.dtype(DTYPES[spec.datatype]).type, device, 0
+            (rows, *spec.shape[1:]), DATATYPES[spec.datatype].dtype.type, device, 0
         )
         for spec in specs
     }

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_repository import HOLDOUT, Manifest, Variant
+from serving.datatypes import DATATYPES
 from serving.errors import ModelLoadError
-from serving.session import DTYPES, Tensors, first_line, verified
+from serving.session import Tensors, first_line, verified
 
 LABELS = "labels"
 # Standard errors that a sample's share may lie below the share over the whole validation set.
@@ -118,6 +119,6 @@ def _fault(manifest: Manifest, inputs: Tensors, labels: NDArray[np.generic]) -> 
         fits = len(array.shape) == len(wanted) and all(
             size in (actual, -1) for size, actual in zip(wanted, array.shape, strict=True)
         )
-        if not fits or (spec.datatype != "BYTES" and array.dtype != DTYPES[spec.datatype]):
+        if not fits or (spec.datatype != "BYTES" and array.dtype != DATATYPES[spec.datatype].dtype):
             return f"{spec.name!r} is {array.dtype} {array.shape}, not {spec.datatype} {wanted}"
     return None

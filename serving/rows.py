@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_repository import Manifest, TensorSpec
-from serving.session import DTYPES, Tensors, first_line
+from serving.datatypes import DATATYPES
+from serving.session import Tensors, first_line
 
 # A batch may round otherwise than a row alone, and an int8 model that scales by what it sees may
 # differ by some steps; rows that are mixed differ by far more.
@@ -49,8 +50,8 @@ def filled(specs: tuple[TensorSpec, ...], rows: int, value: int = 0) -> Tensors:
     for spec in specs:
         shape = tuple(1 if size < 0 else size for size in spec.shape)
         shape = (rows, *shape[1:]) if spec.shape[:1] == (-1,) else shape
-        dtype = DTYPES[spec.datatype]
-        arrays[spec.name] = np.full(shape, str(value) if dtype == "object" else value, dtype)
+        dtype = DATATYPES[spec.datatype].dtype
+        arrays[spec.name] = np.full(shape, str(value) if dtype.hasobject else value, dtype)
     return arrays
 
 

@@ -27,23 +27,22 @@ Tensors = dict[str, NDArray[np.generic]]
 
 CHUNK = 1 << 20  # bytes; other threads run between two of them
 
-# ONNX Runtime's type → V2's and NumPy's.
-TYPES: dict[str, tuple[str, str]] = {
-    "tensor(bool)": ("BOOL", "bool"),
-    "tensor(int8)": ("INT8", "int8"),
-    "tensor(int16)": ("INT16", "int16"),
-    "tensor(int32)": ("INT32", "int32"),
-    "tensor(int64)": ("INT64", "int64"),
-    "tensor(uint8)": ("UINT8", "uint8"),
-    "tensor(uint16)": ("UINT16", "uint16"),
-    "tensor(uint32)": ("UINT32", "uint32"),
-    "tensor(uint64)": ("UINT64", "uint64"),
-    "tensor(float16)": ("FP16", "float16"),
-    "tensor(float)": ("FP32", "float32"),
-    "tensor(double)": ("FP64", "float64"),
-    "tensor(string)": ("BYTES", "object"),
+# ONNX Runtime's type → V2's.
+TYPES: dict[str, str] = {
+    "tensor(bool)": "BOOL",
+    "tensor(int8)": "INT8",
+    "tensor(int16)": "INT16",
+    "tensor(int32)": "INT32",
+    "tensor(int64)": "INT64",
+    "tensor(uint8)": "UINT8",
+    "tensor(uint16)": "UINT16",
+    "tensor(uint32)": "UINT32",
+    "tensor(uint64)": "UINT64",
+    "tensor(float16)": "FP16",
+    "tensor(float)": "FP32",
+    "tensor(double)": "FP64",
+    "tensor(string)": "BYTES",
 }
-DTYPES = {datatype: dtype for datatype, dtype in TYPES.values()}
 
 
 def open_session(
@@ -132,7 +131,7 @@ def _session(
 def _check_signature(
     path: Path, kind: str, tensors: list[onnxruntime.NodeArg], specs: tuple[TensorSpec, ...]
 ) -> None:
-    actual = {t.name: (TYPES.get(t.type, (t.type,))[0], _shape(t)) for t in tensors}
+    actual = {t.name: (TYPES.get(t.type, t.type), _shape(t)) for t in tensors}
     expected = {spec.name: (spec.datatype, spec.shape) for spec in specs}
     if actual != expected:
         message = f"{path}: {kind}s are {actual}, the manifest says {expected}"

@@ -11,7 +11,6 @@ from types import FrameType
 from typing import Any
 
 from serving import logs
-from serving.admin import Admin, ProcessAdmin
 from serving.changes import GroupAdmin
 from serving.errors import ServingError, StartupError
 from serving.messages import (
@@ -42,14 +41,11 @@ class _Worker:
             order.config,
             order.counters,
             worker=order.number,
-            admin_of=self._admin_of,
+            admin_of=lambda admin: self._group,
             group_ready=lambda: self._group_ready,
         )
         # One thread: changes are made in their order, after the models were loaded.
         self._changes = ThreadPoolExecutor(1, thread_name_prefix="changes")
-
-    def _admin_of(self, admin: ProcessAdmin) -> Admin:
-        return self._group
 
     def serve(self, stop: int) -> None:
         """Until the supervisor says so or is gone, or something can be read from `stop`."""

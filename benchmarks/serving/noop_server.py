@@ -9,8 +9,10 @@ import argparse
 import asyncio
 import signal
 import threading
+from collections.abc import Awaitable, Callable
 from concurrent import futures
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -28,27 +30,23 @@ def main() -> None:
     parser.add_argument("--answer", type=Path, required=True, help="file: a ModelInferResponse")
     arguments = parser.parse_args()
     address = f"127.0.0.1:{arguments.port}"
-    answer = arguments.answer.read_bytes()
+    answer: bytes = arguments.answer.read_bytes()
     if arguments.style == "aio":
-        asyncio.run(serve_aio(address, answer))
+
+        async def infer(request: bytes, context: object) -> bytes:
+            return answer
+
+        asyncio.run(serve_aio(address, infer))
     else:
-        serve_sync(address, answer, arguments.threads)
+        same = grpc.unary_unary_rpc_method_handler(lambda request, context: answer)
+        serve_sync(address, same, arguments.threads)
 
 
-def serve_sync(address: str, answer: bytes, threads: int) -> None:
-    """grpcio's own threads hand each call to a pool."""
-
-    def infer(request: bytes, context: grpc.ServicerContext) -> bytes:
-        return answer
-
-    def ready(request: bytes, context: grpc.ServicerContext) -> bytes:
-        return READY
-
+def serve_sync(address: str, infer: Any, threads: int) -> None:
+    """grpcio's own threads hand each call to a pool; `infer` is the handler of ModelInfer."""
     server = grpc.server(futures.ThreadPoolExecutor(threads), options=OPTIONS)
-    handlers = {
-        "ModelInfer": grpc.unary_unary_rpc_method_handler(infer),
-        "ServerReady": grpc.unary_unary_rpc_method_handler(ready),
-    }
+    ready = grpc.unary_unary_rpc_method_handler(lambda request, context: READY)
+    handlers = {"ModelInfer": infer, "ServerReady": ready}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
     server.add_insecure_port(address)
     stopping = threading.Event()
@@ -58,11 +56,8 @@ def serve_sync(address: str, answer: bytes, threads: int) -> None:
     server.stop(grace=None).wait()
 
 
-async def serve_aio(address: str, answer: bytes) -> None:
-    """Each call is a coroutine on one event loop."""
-
-    async def infer(request: bytes, context: object) -> bytes:
-        return answer
+async def serve_aio(address: str, infer: Callable[[bytes, Any], Awaitable[bytes]]) -> None:
+    """Each call is a coroutine on one event loop; `infer` answers ModelInfer."""
 
     async def ready(request: bytes, context: object) -> bytes:
         return READY

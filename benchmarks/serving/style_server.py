@@ -11,16 +11,14 @@ import argparse
 import asyncio
 import dataclasses
 import math
-import signal
 import threading
-from collections.abc import Callable
-from concurrent import futures
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import grpc
 
-from benchmarks.serving.noop_server import OPTIONS, READY, SERVICE
+from benchmarks.serving.noop_server import serve_aio, serve_sync
 from serving import transport
 from serving.config import ServerConfig
 from serving.counter_directory import CounterDirectory
@@ -50,9 +48,9 @@ def main() -> None:
     server.control.start()
     address = f"127.0.0.1:{arguments.port}"
     if arguments.style == "aio":
-        asyncio.run(serve_aio(address, server.service))
+        asyncio.run(serve_aio(address, coroutine(server.service)))
     else:
-        serve_sync(address, HANDLERS[arguments.style](server.service))
+        serve_sync(address, HANDLERS[arguments.style](server.service), WAITING_THREADS)
     counters.close()
 
 
@@ -99,25 +97,11 @@ HANDLERS: dict[str, Callable[[InferenceService], Any]] = {
 }
 
 
-def serve_sync(address: str, infer: Any) -> None:
-    """grpcio's synchronous server."""
-    server = grpc.server(futures.ThreadPoolExecutor(WAITING_THREADS), options=OPTIONS)
-    ready = grpc.unary_unary_rpc_method_handler(lambda request, context: READY)
-    handlers = {"ModelInfer": infer, "ServerReady": ready}
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-    server.add_insecure_port(address)
-    stopping = threading.Event()
-    signal.signal(signal.SIGTERM, lambda number, frame: stopping.set())
-    server.start()
-    stopping.wait()
-    server.stop(grace=None).wait()
-
-
-async def serve_aio(address: str, service: InferenceService) -> None:
-    """grpcio's asyncio server."""
-    loop = asyncio.get_running_loop()
+def coroutine(service: InferenceService) -> Callable[[bytes, Any], Awaitable[bytes]]:
+    """Each call is a coroutine, which the thread that ran the batch wakes."""
 
     async def infer(message: bytes, context: Any) -> bytes:
+        loop = asyncio.get_running_loop()
         outcome: asyncio.Future[Reply | Refusal] = loop.create_future()
 
         def respond(reply: Reply | Refusal) -> None:
@@ -131,21 +115,7 @@ async def serve_aio(address: str, service: InferenceService) -> None:
         context.set_trailing_metadata(transport.timing_metadata(reply.timing))
         return reply.message
 
-    async def ready(request: bytes, context: Any) -> bytes:
-        return READY
-
-    server = grpc.aio.server(options=OPTIONS)
-    handlers = {
-        "ModelInfer": grpc.unary_unary_rpc_method_handler(infer),
-        "ServerReady": grpc.unary_unary_rpc_method_handler(ready),
-    }
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-    server.add_insecure_port(address)
-    stopping = asyncio.Event()
-    loop.add_signal_handler(signal.SIGTERM, stopping.set)
-    await server.start()
-    await stopping.wait()
-    await server.stop(grace=None)
+    return infer
 
 
 if __name__ == "__main__":
