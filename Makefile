@@ -41,7 +41,7 @@ format: $(VENV)/.$(RUNTIME)-dev
 # The option maps proto/ to serving/pb, so that generated imports need no editing.
 proto: $(VENV)/.$(RUNTIME)-dev
 	PATH=$(abspath $(BIN)):$$PATH python -m grpc_tools.protoc -Iserving/pb=proto --python_out=. \
-	  --grpc_python_out=. --mypy_out=quiet:. --mypy_grpc_out=quiet:. serving/pb/inference.proto
+	  --grpc_python_out=. --mypy_out=quiet:. --mypy_grpc_out=quiet:. serving/pb/inference.proto serving/pb/digits.proto
 
 constraints: $(VENV)/.$(RUNTIME)-dev
 	{ echo '# Every exact version that was tested together; `make constraints` writes it anew.'; \

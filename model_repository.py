@@ -35,6 +35,14 @@ STAGING = ".staging-"  # in a repository: what is being written
 WITHDRAWN = ".withdrawn-"  # in a model: a version after a rollback
 PRUNED = ".pruned-"  # in either: what is being deleted
 
+# Upper bounds of the bins that inputs and answers are counted in; one more bin lies beyond them.
+# Coarse on purpose near 1: another precision or provider moves confidences there, and nothing else.
+CONFIDENCE_EDGES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999)
+INK_EDGES = (
+    *(0.025, 0.05, 0.075, 0.1, 0.125, 0.15, 0.175, 0.2, 0.225, 0.25, 0.3, 0.35, 0.4, 0.5),
+    *(0.6, 0.7, 0.8, 0.9),
+)
+
 RESERVED_NAMES = ("readiness", "liveness")  # services of grpc.health.v1 beside the models
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
@@ -92,6 +100,32 @@ class Parity:
 
 
 @dataclass(frozen=True, slots=True)
+class Distribution:
+    """Shares of rows by bin: as many as `edges`, the bins' upper bounds, and one beyond them."""
+
+    edges: tuple[float, ...]
+    shares: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """What a server needs to judge a version's answers without labels.
+
+    `temperature` calibrates: with probabilities p, those of p ** (1 / temperature), made to add up
+    to 1, are as often right as they say, within `expected_calibration_error`, on the calibration
+    images. The distributions are those of the images that the version was made for: `ink` is a
+    row's mean input from 0 to 1, `confidence` the calibrated one, `labels` the predicted classes.
+    """
+
+    temperature: float
+    expected_calibration_error: float
+    images: int  # that the temperature was fitted on
+    ink: Distribution | None = None  # by INK_EDGES
+    confidence: Distribution | None = None  # by CONFIDENCE_EDGES
+    labels: tuple[float, ...] = ()  # shares, in the order of the manifest's labels
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """Immutable facts of one published version.
 
@@ -112,7 +146,7 @@ class Manifest:
     dataset: DatasetFacts | None = None
     recipe: dict[str, object] | None = None
     parity: Parity | None = None
-    quality: dict[str, object] | None = None
+    quality: Quality | None = None
     source_commit: str | None = None
     created: str | None = None  # ISO 8601, UTC
 

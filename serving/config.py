@@ -103,6 +103,69 @@ class ServerConfig:
             bounds=(0, 1),
         ),
     )
+    probe_interval: float = field(
+        default=60.0,
+        metadata=_about(
+            "quality",
+            "how often each version answers its holdout images again, through the batcher; one that"
+            " falls below what its manifest says is not ready until it does not; 0 never",
+            unit="seconds",
+            bounds=(0, 86400),
+        ),
+    )
+    drift_window: float = field(
+        default=600.0,
+        metadata=_about(
+            "quality",
+            "how far back drift and estimated accuracy look",
+            unit="seconds",
+            bounds=(1, 7 * 86400),
+        ),
+    )
+    drift_threshold: float = field(
+        default=0.25,
+        metadata=_about(
+            "quality",
+            "population stability index from which a version's input counts as drifted, and its"
+            " estimated accuracy as unreliable",
+            bounds=(0.01, 10),
+        ),
+    )
+    feedback_key_file: Path | None = field(
+        default=None,
+        metadata=_about(
+            "quality",
+            "file with the secret that signs prediction ids, at least 16 bytes a line: the first"
+            " line signs, all are accepted; without it each start draws its own, and feedback on"
+            " older predictions is refused",
+        ),
+    )
+    replicas: int = field(
+        default=1,
+        metadata=_about(
+            "quality",
+            "servers behind one address; more than one need the same --feedback-key-file",
+            bounds=(1, 65536),
+        ),
+    )
+    feedback_ttl: float = field(
+        default=30 * 86400.0,
+        metadata=_about(
+            "quality",
+            "age of a prediction from which its feedback is refused",
+            unit="seconds",
+            bounds=(1, 3650 * 86400),
+        ),
+    )
+    feedback_memory: int = field(
+        default=1 << 20,
+        metadata=_about(
+            "quality",
+            "prediction ids to remember, so that each is counted once; 8 bytes each, in all workers"
+            " together; the oldest are forgotten first",
+            bounds=(1024, 1 << 30),
+        ),
+    )
     device: str = field(
         default="auto",
         metadata=_about(
@@ -228,6 +291,10 @@ class ServerConfig:
             "network", "Prometheus, at /metrics; 0 for any free port", bounds=(0, 65535)
         ),
     )
+    triton_metrics: bool = field(
+        default=False,
+        metadata=_about("network", "show the metrics under Triton's names (nv_inference_*), too"),
+    )
     max_message_bytes: int = field(
         default=16 * 1024 * 1024,
         metadata=_about(
@@ -261,6 +328,28 @@ class ServerConfig:
         default="info",
         metadata=_about(
             "process", "least severe message to log", choices=("debug", "info", "warning")
+        ),
+    )
+    log_format: str = field(
+        default="human",
+        metadata=_about(
+            "process", "one line of text a message, or one of JSON", choices=("human", "json")
+        ),
+    )
+    access_log: int = field(
+        default=0,
+        metadata=_about(
+            "process",
+            "log one in so many answered requests; 0 logs none",
+            bounds=(0, 1_000_000_000),
+        ),
+    )
+    otlp_endpoint: str = field(
+        default="",
+        metadata=_about(
+            "process",
+            "send spans of requests that carry a sampled traceparent to this OpenTelemetry"
+            " collector, such as http://localhost:4318; needs the `tracing` extra",
         ),
     )
 

@@ -163,7 +163,7 @@ def _merge(sums: Sums, records: Iterable[tuple[Series, list[float]]]) -> None:
         elif series.merge in (Merge.SUM, Merge.LIVE_SUM):
             known[:] = [a + b for a, b in zip(known, slots, strict=True)]
         else:
-            pick = min if series.merge is Merge.LIVE_MIN else max
+            pick = min if series.merge in (Merge.LIVE_MIN, Merge.LIVE_LEAST) else max
             known[:] = [pick(a, b) for a, b in zip(known, slots, strict=True)]
 
 

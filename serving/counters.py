@@ -61,13 +61,14 @@ _USED = 5  # in words of 8 bytes
 
 
 class Merge(StrEnum):
-    """How the slots of several processes become one; the names are prometheus_client's."""
+    """How the slots of several processes become one; most names are prometheus_client's."""
 
     SUM = "sum"  # of all, and what the dead counted stays
     MAX = "max"  # of all
     LIVE_SUM = "livesum"
     LIVE_MAX = "livemax"
     LIVE_MIN = "livemin"  # 0 where a live worker does not have it
+    LIVE_LEAST = "liveleast"  # of those live ones that have it; not prometheus_client's
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from model_repository import CONFIDENCE_EDGES, INK_EDGES
 from serving.counters import Merge, Series
 
 MODEL = ("model", "version")
@@ -17,6 +18,8 @@ SECONDS = (
     *(1.0, 2.0, 5.0, 10.0),
 )
 ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
+# How long after a prediction its true label comes: from a second to a month.
+DELAYS = (1.0, 10.0, 60.0, 600.0, 3600.0, 6 * 3600.0, 86400.0, 7 * 86400.0, 30 * 86400.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,18 @@ class Exported:
     )
     inferences = counter("inference_inferences_total", "Rows of the batches that ran.", MODEL)
     executions = counter("inference_executions_total", "Batches that ran.", MODEL)
+    rejected = counter(
+        "inference_rejected_total",
+        "Requests that were not answered, by why; model and version are empty before the lookup.",
+        (*MODEL, "reason"),
+    )
+    request_bytes = counter(
+        "inference_request_bytes_total", "Bytes of the requests that were read.", MODEL
+    )
+    response_bytes = counter("inference_response_bytes_total", "Bytes of the answers.", MODEL)
+    request_rows = histogram(
+        "inference_request_rows", "Rows per request, of those answered.", MODEL, ROWS
+    )
     request_seconds = histogram(
         "inference_request_seconds",
         "Seconds from the arrival of a request to its answer, of those answered.",
@@ -80,8 +95,8 @@ class Exported:
     compute_input_seconds = histogram(
         "inference_compute_input_seconds", "Seconds to prepare the inputs of one batch.", MODEL
     )
-    compute_seconds = histogram(
-        "inference_compute_seconds", "Seconds that the model took for one batch.", MODEL
+    compute_infer_seconds = histogram(
+        "inference_compute_infer_seconds", "Seconds that the model took for one batch.", MODEL
     )
     compute_output_seconds = histogram(
         "inference_compute_output_seconds", "Seconds to hand out the outputs of one batch.", MODEL
@@ -89,6 +104,39 @@ class Exported:
     batch_rows = histogram("inference_batch_rows", "Rows per batch.", MODEL, ROWS)
     pending = gauge(
         "inference_pending_requests", "Requests waiting now, in all workers.", MODEL, Merge.LIVE_SUM
+    )
+    queue_limit = gauge(
+        "inference_queue_limit_requests",
+        "Requests that may wait, in all workers, before more are refused.",
+        MODEL,
+        Merge.LIVE_SUM,
+    )
+    in_flight = gauge(
+        "inference_in_flight_requests",
+        "Requests inside now, waiting or running, in all workers.",
+        (),
+        Merge.LIVE_SUM,
+    )
+    in_flight_limit = gauge(
+        "inference_in_flight_limit_requests",
+        "Requests that may be inside, in all workers, before more are refused unread.",
+        (),
+        Merge.LIVE_SUM,
+    )
+    instances_busy = gauge(
+        "inference_instances_busy", "Batches running now, in all workers.", MODEL, Merge.LIVE_SUM
+    )
+    instances = gauge(
+        "inference_instances",
+        "Batches that may run at the same time, in all workers.",
+        MODEL,
+        Merge.LIVE_SUM,
+    )
+    model_info = gauge(
+        "inference_model_info",
+        "1 for how a version runs here.",
+        (*MODEL, "precision", "device", "provider"),
+        Merge.LIVE_MAX,
     )
     model_ready = gauge(
         "inference_model_ready", "1 when every worker serves the version.", MODEL, Merge.LIVE_MIN
@@ -109,6 +157,66 @@ class Exported:
     )
     server_info = gauge("inference_server_info", "The server.", ("version",), Merge.LIVE_MAX)
 
+    feedback = counter(
+        "inference_feedback_total",
+        "Predictions whose true label came; truth is `other` for what is no class of the model.",
+        (*MODEL, "truth", "predicted", "correct"),
+    )
+    feedback_delay_seconds = histogram(
+        "inference_feedback_delay_seconds",
+        "Seconds from a prediction to its true label.",
+        MODEL,
+        DELAYS,
+    )
+    feedback_refused = counter(
+        "inference_feedback_refused_total", "Feedback that was not counted, by why.", ("reason",)
+    )
+    predictions = counter(
+        "inference_predictions_total", "Rows by predicted label.", (*MODEL, "label")
+    )
+    confidence = histogram(
+        "inference_confidence_ratio",
+        "Calibrated confidence of each prediction: its mean estimates the accuracy.",
+        MODEL,
+        CONFIDENCE_EDGES,
+    )
+    ink = histogram("inference_ink_ratio", "Mean input of each row, from 0 to 1.", MODEL, INK_EDGES)
+    accuracy = gauge(
+        "inference_accuracy_ratio",
+        "Share of right labels on the holdout: what the manifest promises (holdout), and what the"
+        " latest replay reached in the worst worker (probe).",
+        (*MODEL, "source"),
+        Merge.LIVE_LEAST,
+    )
+    probe_passed = gauge(
+        "inference_probe_passed",
+        "0 where the latest replay of the holdout fell below what the manifest promises.",
+        MODEL,
+        Merge.LIVE_LEAST,
+    )
+    probe_failures = counter(
+        "inference_probe_failures_total", "Replays of the holdout that did not pass.", MODEL
+    )
+    estimated_accuracy = gauge(
+        "inference_estimated_accuracy_ratio",
+        "Accuracy over --drift-window as calibrated confidence has it; NaN with too few rows.",
+        MODEL,
+        Merge.LIVE_MAX,
+    )
+    estimate_reliable = gauge(
+        "inference_estimate_reliable",
+        "0 where the inputs have drifted, so that confidence may mislead.",
+        MODEL,
+        Merge.LIVE_MAX,
+    )
+    drift = gauge(
+        "inference_drift_psi",
+        "Population stability index over --drift-window against the manifest's reference, by"
+        " feature: ink, confidence, label; NaN with too few rows.",
+        (*MODEL, "feature"),
+        Merge.LIVE_MAX,
+    )
+
 
 FAMILIES = tuple(value for value in vars(Exported).values() if isinstance(value, Family))
 
@@ -120,5 +228,7 @@ class Kept:
     requests = Family("counter", "statistics_requests", "", MODEL, slots=4)
     # Batches of so many rows, and their seconds of compute input, infer and output.
     batches = Family("counter", "statistics_batches", "", (*MODEL, "rows"), slots=4)
+    # What the manifest expects: shares of rows by bin, by feature as `Exported.drift` has them.
+    reference = Family("gauge", "drift_reference", "", (*MODEL, "feature"), Merge.MAX)
     # Milliseconds since 1970.
     last_inference = Family("gauge", "statistics_last_inference", "", MODEL, Merge.MAX)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from model_repository import HOLDOUT, Manifest, Variant
 from serving.datatypes import DATATYPES
 from serving.errors import ModelLoadError
+from serving.predictions import class_output, classes
 from serving.session import Tensors, first_line, verified
 
 LABELS = "labels"
@@ -76,12 +77,13 @@ def accuracy(
 
     The last run is filled up by repeating its last row, as runs on a GPU may come in one size only.
     """
+    spec = class_output(manifest)
+    if spec is None:
+        return None
     right = 0
     for start in range(0, len(holdout.labels), rows):
         part = {name: _filled(array[start : start + rows], rows) for name, array in _all(holdout)}
-        predicted = _predicted(run(part), manifest)
-        if predicted is None:
-            return None
+        predicted = classes(run(part), spec)
         truth = holdout.labels[start : start + rows]
         right += int((predicted[: len(truth)] == truth).sum())
     return right / len(holdout.labels)
@@ -94,18 +96,6 @@ def _all(holdout: Holdout) -> list[tuple[str, NDArray[np.generic]]]:
 def _filled(array: NDArray[np.generic], rows: int) -> NDArray[np.generic]:
     missing = rows - len(array)
     return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) if missing else array
-
-
-def _predicted(outputs: Tensors, manifest: Manifest) -> NDArray[np.generic] | None:
-    """`labels` where the model gives them; else the largest of its first output of scores."""
-    for spec in manifest.outputs:
-        if spec.name == LABELS and spec.datatype in ("INT32", "INT64") and len(spec.shape) == 1:
-            return outputs[spec.name]
-    for spec in manifest.outputs:
-        if spec.datatype.startswith("FP") and len(spec.shape) == 2:
-            scores: NDArray[np.generic] = outputs[spec.name].argmax(axis=1)
-            return scores
-    return None
 
 
 def _fault(manifest: Manifest, inputs: Tensors, labels: NDArray[np.generic]) -> str | None:

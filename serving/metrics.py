@@ -90,7 +90,7 @@ class ModelMetrics:
         self._request_seconds = metrics.slots(Exported.request_seconds, *labels)
         self._queue_seconds = metrics.slots(Exported.queue_seconds, *labels)
         self._compute_input = metrics.slots(Exported.compute_input_seconds, *labels)
-        self._compute_infer = metrics.slots(Exported.compute_seconds, *labels)
+        self._compute_infer = metrics.slots(Exported.compute_infer_seconds, *labels)
         self._compute_output = metrics.slots(Exported.compute_output_seconds, *labels)
         self._batch_rows = metrics.slots(Exported.batch_rows, *labels)
         self._pending = metrics.slots(Exported.pending, *labels)

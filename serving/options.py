@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
+from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from serving.config import ServerConfig
@@ -66,6 +67,8 @@ def _consistent(config: ServerConfig) -> ServerConfig:
         )
     if config.cuda_graphs and not config.batch_buckets:
         raise ConfigError("--cuda-graphs needs --batch-buckets: a graph has one size")
+    if config.replicas > 1 and config.feedback_key_file is None:
+        raise ConfigError("--replicas above 1 needs --feedback-key-file, the same for all of them")
     if config.load_model and config.model_control_mode != "explicit":
         raise ConfigError("--load-model needs --model-control-mode explicit")
     return config
@@ -80,6 +83,8 @@ def _metavar(option: Field[Any]) -> str:
         return "|".join(option.metadata["choices"])
     if option.metadata["unit"]:
         return str(option.metadata["unit"]).upper()
+    if option.default is None:
+        return "FILE"
     names = {Path: "DIR", bool: "true|false", int: "N", float: "SHARE", tuple: "LIST"}
     return next((n for kind, n in names.items() if isinstance(option.default, kind)), "TEXT")
 
@@ -96,6 +101,8 @@ def _shown(value: object) -> str:
         return str(value).lower()
     if isinstance(value, tuple):
         return ",".join(map(str, value)) or "none"
+    if value is None or value == "":
+        return "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -120,6 +127,8 @@ def _convert(option: Field[Any], kind: Any, text: str, source: str) -> object:
         return tuple(_convert_one(option, get_args(kind)[0], item, source) for item in items)
     if text == "":
         raise ConfigError(f"{source}: must not be empty")
+    if get_origin(kind) is UnionType:  # X | None
+        kind = get_args(kind)[0]
     return _convert_one(option, kind, text, source)
 
 

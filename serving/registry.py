@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -18,6 +18,7 @@ from serving.errors import ModelNotFound, ModelNotReady
 from serving.execution import Execution
 from serving.metrics import ModelMetrics
 from serving.model import Model
+from serving.predictions import Prediction, predictor
 
 
 class State(StrEnum):
@@ -49,9 +50,11 @@ class ServedModel:
         self.metrics = metrics
         self.batchable = model.batchable
         self.all_outputs = tensors.as_they_are(model.manifest.outputs)
+        self._predictor = predictor(model.run, model.manifest)
+        self._run = self._predictor.run if self._predictor else model.run
         self.max_batch_size = config.max_batch_size if self.batchable else 0
         self.batcher = DynamicBatcher(
-            model.run if self.batchable else self._run_single,
+            self._run if self.batchable else self._run_single,
             max_batch_size=config.max_batch_size if self.batchable else 1,
             max_queue_delay=config.max_queue_delay,
             max_queue_size=config.max_queue_size,
@@ -92,12 +95,16 @@ class ServedModel:
             return answer.outputs
         return {name: array[0, ...] for name, array in answer.outputs.items()}
 
+    def predictions(self, outputs: Tensors) -> Sequence[Prediction]:
+        """What the model says of each row of a request's `outputs`; none without class labels."""
+        return self._predictor.of(outputs) if self._predictor else ()
+
     def _executed(self, execution: Execution) -> None:
         self.metrics.executed(execution)
         self.metrics.pending(self.batcher.pending)
 
     def _run_single(self, inputs: Tensors) -> Tensors:
-        outputs = self.model.run({name: array[0, ...] for name, array in inputs.items()})
+        outputs = self._run({name: array[0, ...] for name, array in inputs.items()})
         return {name: np.asarray(array)[np.newaxis] for name, array in outputs.items()}
 
 

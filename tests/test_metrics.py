@@ -94,7 +94,7 @@ class Reference:
                 "request_seconds": SECONDS,
                 "queue_seconds": SECONDS,
                 "compute_input_seconds": SECONDS,
-                "compute_seconds": SECONDS,
+                "compute_infer_seconds": SECONDS,
                 "compute_output_seconds": SECONDS,
                 "batch_rows": ROWS,
             }.items()
@@ -105,7 +105,7 @@ class Reference:
             "request_seconds": execution.request_seconds,
             "queue_seconds": execution.queue_seconds,
             "compute_input_seconds": [execution.compute_input_seconds],
-            "compute_seconds": [execution.compute_infer_seconds],
+            "compute_infer_seconds": [execution.compute_infer_seconds],
             "compute_output_seconds": [execution.compute_output_seconds],
             "batch_rows": [execution.rows],
         }.items():

@@ -195,7 +195,7 @@ def test_requests_are_counted_by_model_and_status_and_rows_and_batches_by_model(
         assert metric(own, "inference_inferences_total", **label) == 5
         assert metric(own, "inference_executions_total", **label) == 2
         assert metric(own, "inference_batch_rows_sum", **label) == 5
-        for name in ("request", "queue", "compute"):
+        for name in ("request", "queue", "compute_infer"):
             assert metric(own, f"inference_{name}_seconds_count", **label) == 2
         assert metric(own, "inference_model_ready", **label) == 1
         assert metric(own, "inference_pending_requests", **label) == 0
