@@ -12,7 +12,9 @@ import dataclasses
 import errno
 import fcntl
 import hashlib
+import itertools
 import json
+import math
 import os
 import re
 import shutil
@@ -396,6 +398,38 @@ def _validate(manifest: Manifest) -> None:
             raise ValueError(f"variants: {variant.file!r} is not in files with the same sha256")
     if not manifest.inputs or not manifest.outputs or not manifest.variants:
         raise ValueError("inputs, outputs and variants must not be empty")
+    if manifest.quality:
+        _validate_quality(manifest.quality, manifest.labels)
+
+
+def _validate_quality(quality: Quality, labels: tuple[str, ...]) -> None:
+    if not 0 < quality.temperature < math.inf:
+        raise ValueError(f"quality.temperature is {quality.temperature}, not above 0")
+    if not 0 <= quality.expected_calibration_error <= 1:
+        error = quality.expected_calibration_error
+        raise ValueError(f"quality.expected_calibration_error is {error}, not from 0 to 1")
+    if quality.images < 1:
+        raise ValueError(f"quality.images is {quality.images}, not at least 1")
+    for name in ("ink", "confidence"):
+        distribution: Distribution | None = getattr(quality, name)
+        if distribution:
+            _validate_distribution(distribution, f"quality.{name}")
+    if quality.labels:
+        _validate_shares(quality.labels, len(labels), "quality.labels")
+
+
+def _validate_distribution(distribution: Distribution, where: str) -> None:
+    bounds = (-math.inf, *distribution.edges, math.inf)
+    if not all(low < high for low, high in itertools.pairwise(bounds)):
+        raise ValueError(f"{where}.edges must be finite and ascend")
+    _validate_shares(distribution.shares, len(distribution.edges) + 1, f"{where}.shares")
+
+
+def _validate_shares(shares: tuple[float, ...], wanted: int, where: str) -> None:
+    if len(shares) != wanted:
+        raise ValueError(f"{where} are {len(shares)}, expected {wanted}")
+    if not all(share >= 0 for share in shares) or not abs(sum(shares) - 1) < 1e-6:
+        raise ValueError(f"{where} must not be negative and must add up to 1")
 
 
 def _decode(kind: typing.Any, value: object, where: str) -> object:

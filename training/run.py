@@ -23,6 +23,7 @@ from model_repository import (
     DatasetFacts,
     Draft,
     Manifest,
+    Quality,
     Variant,
     faults,
     publish,
@@ -31,6 +32,7 @@ from model_repository import (
     versions,
 )
 from training import export, report
+from training.calibration import quality
 from training.checkpoint import Checkpoint
 from training.dataset import Dataset, Split
 from training.export import Answers, Comparison, GateFailed
@@ -141,7 +143,10 @@ def published_alike(
     seed: int,
     epochs: int | None = None,
 ) -> Path | None:
-    """The model's latest version where it is whole and the same run would make it, else None."""
+    """The model's latest version where it is whole and the same run would make it, else None.
+
+    One without `quality` was made before training knew of it, and would be made otherwise today.
+    """
     numbers = versions(model_directory)
     if not numbers or faults(latest := model_directory / str(numbers[-1])):
         return None
@@ -152,7 +157,8 @@ def published_alike(
     found = {key: (manifest.recipe or {}).get(key) for key in wanted}
     same_data = manifest.dataset is not None and manifest.dataset.checksum == dataset.checksum
     same_labels = manifest.labels == dataset.labels
-    return latest if same_data and same_labels and found == wanted else None
+    alike = same_data and same_labels and manifest.quality is not None
+    return latest if alike and found == wanted else None
 
 
 def _recipe_facts(name: str, recipe: Recipe) -> dict[str, object]:
@@ -278,9 +284,16 @@ def _facts(
         ),
         "recipe": recipe,
         "parity": export.parity(comparisons),
+        "quality": _quality(trained.classifier, dataset),
         "source_commit": _source_commit(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _quality(classifier: Classifier, dataset: Dataset) -> Quality:
+    """From the calibration images, which the model was neither trained nor judged on."""
+    eager = export.answer(export.eager_runner(classifier), dataset.calibration.images, 256)
+    return quality(eager[0], dataset)
 
 
 def _source_commit() -> str | None:
