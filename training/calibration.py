@@ -6,8 +6,6 @@ without labels is compared with. Knows no network and reads no file: it is given
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,8 +19,7 @@ Floats = NDArray[np.float64]
 
 BINS = 15  # of equal width, as Guo et al. 2017 have them
 TEMPERATURES = 0.1, 10.0  # the bounds of the search
-_GOLDEN = (math.sqrt(5) - 1) / 2
-_TINY = float(np.finfo(np.float32).tiny)  # a probability that was rounded to 0 has a logarithm too
+PRECISION = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,28 +32,29 @@ class Bin:
 
 
 def fit_temperature(probabilities: Probabilities, labels: NDArray[np.int64]) -> float:
-    """The temperature with which the probabilities of the true classes are likeliest.
+    """The temperature at which the mean confidence is the share of right labels.
 
-    Guo et al. 2017 (https://arxiv.org/abs/1706.04599), with a prior that weighs as little as one
-    image: probabilities of images that are all right would be likeliest at temperature 0. The
-    prior is Gamma(2, 1) of 1 / temperature, most likely at 1, so that the sum stays convex and has
-    one minimum.
+    That is expectation consistency (Clarté et al. 2023, https://arxiv.org/abs/2303.02644). The
+    likeliest temperature (Guo et al. 2017) is as good for two classes. For ten it heeds the losing
+    classes too, and left the mean confidence of the linear model 1.3 points below its accuracy.
+
+    Half an image that is right and half one that is wrong are added (Jeffreys' prior), or a model
+    that makes no error here would be told to be sure of everything.
     """
-    logits = _logits(probabilities)
-    rows = np.arange(len(labels))
-
-    def cost(sharpness: float) -> float:
-        scaled = logits * sharpness
-        likelihood = scaled[rows, labels] - np.log(np.exp(scaled).sum(axis=1))
-        return sharpness - math.log(sharpness) - float(likelihood.sum())
-
+    right = float((probabilities.argmax(axis=1) == labels).sum())
+    accuracy = (right + 0.5) / (len(labels) + 1)
     low, high = TEMPERATURES
-    return 1 / _minimum(cost, 1 / high, 1 / low)
+    while high - low > PRECISION:  # the mean confidence falls as the temperature rises
+        middle = (low + high) / 2
+        too_sure = calibrated(probabilities, middle).max(axis=1).mean() > accuracy
+        low, high = (middle, high) if too_sure else (low, middle)
+    return (low + high) / 2
 
 
 def calibrated(probabilities: Probabilities, temperature: float) -> Floats:
     """(N, C): p ** (1 / temperature), made to add up to 1 in each row."""
-    powers = np.exp(_logits(probabilities) / temperature)
+    relative = probabilities.astype(np.float64) / probabilities.max(axis=1, keepdims=True)
+    powers = relative ** (1 / temperature)  # at most 1
     shares: Floats = powers / powers.sum(axis=1, keepdims=True)
     return shares
 
@@ -107,26 +105,3 @@ def quality(probabilities: Probabilities, dataset: Dataset) -> Quality:
         confidence=distribution(shares.max(axis=1), CONFIDENCE_EDGES),
         labels=tuple((predicted / len(labels)).tolist()),
     )
-
-
-def _logits(probabilities: Probabilities) -> Floats:
-    """Logarithms, 0 for each row's likeliest class, so that no power of them overflows."""
-    logarithms = np.log(np.maximum(probabilities.astype(np.float64), _TINY))
-    logits: Floats = logarithms - logarithms.max(axis=1, keepdims=True)
-    return logits
-
-
-def _minimum(cost: Callable[[float], float], low: float, high: float) -> float:
-    """Where a function with one minimum has it, by golden-section search, to 1e-6."""
-    left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
-    at_left, at_right = cost(left), cost(right)
-    while high - low > 1e-6:
-        if at_left <= at_right:
-            high, right, at_right = right, left, at_left
-            left = high - _GOLDEN * (high - low)
-            at_left = cost(left)
-        else:
-            low, left, at_left = left, right, at_right
-            right = low + _GOLDEN * (high - low)
-            at_right = cost(right)
-    return (low + high) / 2

@@ -17,10 +17,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from model_repository import Variant
+from model_repository import Quality, Variant
+from training.calibration import calibrated
 from training.dataset import Dataset
 from training.export import Answers, Comparison
 from training.learner import Recorder
+from training.reliability_diagram import reliability_diagram
 
 REPORT = "report.html"
 WORST = 24  # images shown that the model got most wrong
@@ -34,6 +36,7 @@ class Card:
     recorder: Recorder
     dataset: Dataset
     answers: Answers
+    quality: Quality
     facts: dict[str, object]  # the manifest's
     variants: tuple[Variant, ...]
     comparisons: list[Comparison]
@@ -45,6 +48,7 @@ def write(card: Card, directory: Path) -> None:
         ("Accuracy", lambda: _accuracy_table(card, directory)),
         ("Learning curves", lambda: _image(_curves(card.recorder), "loss and accuracy by epoch")),
         ("Confusion matrix", lambda: _image(_confusion(card), "true against predicted labels")),
+        ("Reliability", lambda: _reliability(card)),
         ("Mean digits", lambda: _image(_means(card.dataset), "mean training image of each class")),
         ("Most wrong", lambda: _worst(card)),
         ("Parity with eager PyTorch", lambda: _parity_table(card.comparisons)),
@@ -98,8 +102,10 @@ def _parity_table(comparisons: list[Comparison]) -> str:
 
 
 def _facts_table(facts: dict[str, object]) -> str:
+    """All but quality, whose distributions are for a server to read."""
+    shown = {key: value for key, value in facts.items() if key != "quality"}
     return _table(
-        ["fact", "value"], [[key.replace("_", " "), _plain(value)] for key, value in facts.items()]
+        ["fact", "value"], [[key.replace("_", " "), _plain(value)] for key, value in shown.items()]
     )
 
 
@@ -145,6 +151,21 @@ def _confusion(card: Card) -> Figure:
     axes.set_yticks(range(len(labels)), labels)
     axes.set(xlabel="predicted", ylabel="true")
     return figure
+
+
+def _reliability(card: Card) -> str:
+    probabilities, labels = card.answers[0], card.dataset.valid.labels
+    temperature, others = card.quality.temperature, card.quality.images
+    estimate = calibrated(probabilities, temperature).max(axis=1).mean()
+    text = (
+        f"{(card.answers[1] == labels).mean():.4f} of the {len(labels):,} validation images are"
+        f" right; the mean of the calibrated confidence, which needs no labels, is {estimate:.4f}."
+        f" The temperature was fitted on {others:,} other images, where the expected calibration"
+        f" error is {card.quality.expected_calibration_error:.4f}. A circle's area is the share of"
+        " images with that confidence; bars are 95% intervals."
+    )
+    figure = reliability_diagram(probabilities, labels, temperature)
+    return f"<p>{text}</p>" + _image(figure, "confidence against accuracy")
 
 
 def _means(dataset: Dataset) -> Figure:

@@ -31,8 +31,7 @@ from model_repository import (
     staging,
     versions,
 )
-from training import export, report
-from training.calibration import quality
+from training import calibration, export, report
 from training.checkpoint import Checkpoint
 from training.dataset import Dataset, Split
 from training.export import Answers, Comparison, GateFailed
@@ -126,9 +125,14 @@ def publish_trained(
         comparisons = _export(trained.classifier, dataset, name, directory, eager)
         export.write_holdout(dataset.valid, directory / HOLDOUT)
         variants, notes = _variants(trained, dataset, directory, accuracy)
-        facts = _facts(trained, dataset, accuracy, comparisons)
-        card = report.Card(name, trained.recorder, dataset, eager, facts, variants, comparisons)
-        report.write(card, directory)
+        quality = _quality(trained.classifier, dataset)
+        facts = _facts(trained, dataset, accuracy, comparisons, quality)
+        report.write(
+            report.Card(
+                name, trained.recorder, dataset, eager, quality, facts, variants, comparisons
+            ),
+            directory,
+        )
         signature = export.INPUTS, export.outputs(len(dataset.labels))
         path = publish(directory, Draft(name, *signature, variants, facts))
     return Published(path, read_manifest(path), comparisons, notes)
@@ -266,7 +270,11 @@ def _on_holdout(path: Path, dataset: Dataset) -> float | None:
 
 
 def _facts(
-    trained: Trained, dataset: Dataset, accuracy: float, comparisons: list[Comparison]
+    trained: Trained,
+    dataset: Dataset,
+    accuracy: float,
+    comparisons: list[Comparison],
+    quality: Quality,
 ) -> dict[str, object]:
     recipe = _recipe_facts(trained.recipe_name, trained.recipe)
     recipe |= {"seed": trained.seed, "epochs": len(trained.recorder.epochs)}
@@ -284,7 +292,7 @@ def _facts(
         ),
         "recipe": recipe,
         "parity": export.parity(comparisons),
-        "quality": _quality(trained.classifier, dataset),
+        "quality": quality,
         "source_commit": _source_commit(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -293,7 +301,7 @@ def _facts(
 def _quality(classifier: Classifier, dataset: Dataset) -> Quality:
     """From the calibration images, which the model was neither trained nor judged on."""
     eager = export.answer(export.eager_runner(classifier), dataset.calibration.images, 256)
-    return quality(eager[0], dataset)
+    return calibration.quality(eager[0], dataset)
 
 
 def _source_commit() -> str | None:
