@@ -404,7 +404,7 @@ def _validate(manifest: Manifest) -> None:
 
 def _validate_quality(quality: Quality, labels: tuple[str, ...]) -> None:
     if not 0 < quality.temperature < math.inf:
-        raise ValueError(f"quality.temperature is {quality.temperature}, not above 0")
+        raise ValueError(f"quality.temperature is {quality.temperature}, not above 0 and finite")
     if not 0 <= quality.expected_calibration_error <= 1:
         error = quality.expected_calibration_error
         raise ValueError(f"quality.expected_calibration_error is {error}, not from 0 to 1")

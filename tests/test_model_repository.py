@@ -17,7 +17,9 @@ import pytest
 from model_repository import (
     MANIFEST,
     ONNX_PLATFORM,
+    Distribution,
     Draft,
+    Quality,
     RepositoryError,
     TensorSpec,
     Variant,
@@ -167,6 +169,64 @@ def test_a_bad_manifest_is_refused_naming_the_key(
     with pytest.raises(RepositoryError, match=message) as caught:
         read_manifest(directory)
     assert str(directory / MANIFEST) in str(caught.value)
+
+
+QUALITY = {
+    "temperature": 1.5,
+    "expected_calibration_error": 0.01,
+    "images": 600,
+    "ink": {"edges": [0.1, 0.5], "shares": [0.25, 0.75, 0]},
+    "confidence": None,
+    "labels": [0.5, 0.5],
+}
+
+
+def test_quality_reads_back_as_it_was_published_and_may_be_partial(tmp_path: Path) -> None:
+    directory = put(tmp_path)
+    rewrite(directory, quality=QUALITY)
+    ink = Distribution((0.1, 0.5), (0.25, 0.75, 0.0))
+    expected = Quality(1.5, 0.01, 600, ink, None, (0.5, 0.5))
+    assert read_manifest(directory).quality == expected
+    rewrite(directory, quality={key: QUALITY[key] for key in list(QUALITY)[:3]})
+    assert read_manifest(directory).quality == Quality(1.5, 0.01, 600)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"temperature": 0}, r"quality.temperature is 0.0, not above 0"),
+        ({"temperature": float("nan")}, r"quality.temperature is nan, not above 0"),
+        ({"temperature": float("inf")}, r"quality.temperature is inf, not above 0 and finite"),
+        ({"temperature": None}, r"manifest.quality.temperature is null, not a number"),
+        ({"expected_calibration_error": 1.1}, r"_calibration_error is 1.1, not from 0 to 1"),
+        ({"images": 0}, r"quality.images is 0, not at least 1"),
+        (
+            {"ink": {"edges": [0.1, 0.5], "shares": [0.5, 0.5]}},
+            r"quality.ink.shares are 2, expected 3",
+        ),
+        (
+            {"confidence": {"edges": [0.5, 0.5], "shares": [0, 0.5, 0.5]}},
+            r"quality.confidence.edges must be finite and ascend",
+        ),
+        (
+            {"ink": {"edges": [0.1, float("inf")], "shares": [0, 0.5, 0.5]}},
+            r"quality.ink.edges must be finite and ascend",
+        ),
+        (
+            {"ink": {"edges": [0.5], "shares": [0.6, 0.6]}},
+            r"quality.ink.shares must not be negative and must add up to 1",
+        ),
+        ({"labels": [0.2, 0.3, 0.5]}, r"quality.labels are 3, expected 2"),
+        ({"labels": [-0.5, 1.5]}, r"quality.labels must not be negative"),
+    ],
+)
+def test_quality_that_no_server_could_use_is_refused_naming_the_key(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    directory = put(tmp_path)
+    rewrite(directory, quality=QUALITY | changes)
+    with pytest.raises(RepositoryError, match=message):
+        read_manifest(directory)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 100_000])
