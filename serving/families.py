@@ -21,6 +21,9 @@ ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 # How long after a prediction its true label comes: from a second to a month.
 DELAYS = (1.0, 10.0, 60.0, 600.0, 3600.0, 6 * 3600.0, 86400.0, 7 * 86400.0, 30 * 86400.0)
 
+# Of a model, for its predictions to be counted by label.
+MOST_LABELS = 100
+
 
 @dataclass(frozen=True, slots=True)
 class Family:
@@ -205,7 +208,7 @@ class Exported:
     )
     estimate_reliable = gauge(
         "inference_estimate_reliable",
-        "0 where the inputs have drifted, so that confidence may mislead.",
+        "0 where a feature has drifted, so that confidence may mislead; NaN with too few rows.",
         MODEL,
         Merge.LIVE_MAX,
     )
@@ -222,13 +225,27 @@ FAMILIES = tuple(value for value in vars(Exported).values() if isinstance(value,
 
 
 class Kept:
-    """What only ModelStatistics tells, which has durations per request and per batch size."""
+    """What is not exported: what only ModelStatistics tells, and what drift is computed from."""
 
     # Seconds of compute input, infer and output, once for each request of a batch; of failures.
     requests = Family("counter", "statistics_requests", "", MODEL, slots=4)
     # Batches of so many rows, and their seconds of compute input, infer and output.
     batches = Family("counter", "statistics_batches", "", (*MODEL, "rows"), slots=4)
-    # What the manifest expects: shares of rows by bin, by feature as `Exported.drift` has them.
-    reference = Family("gauge", "drift_reference", "", (*MODEL, "feature"), Merge.MAX)
+    # Rows by index of the predicted label.
+    predicted = Family("counter", "drift_predicted", "", MODEL, slots=MOST_LABELS)
+    # What the manifest expects, by feature as `Exported.drift` has them: how many bins there are, 0
+    # where it says nothing, then the share of rows in each.
+    reference = Family(
+        "gauge",
+        "drift_reference",
+        "",
+        (*MODEL, "feature"),
+        Merge.LIVE_MAX,
+        slots=1 + MOST_LABELS,
+    )
+    # That confidence is calibrated with; 0 where it is not.
+    temperature = Family("gauge", "drift_temperature", "", MODEL, Merge.LIVE_MAX)
+    # Rows over --drift-window.
+    window_rows = Family("gauge", "drift_window_rows", "", MODEL, Merge.LIVE_MAX)
     # Milliseconds since 1970.
     last_inference = Family("gauge", "statistics_last_inference", "", MODEL, Merge.MAX)

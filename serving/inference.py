@@ -180,9 +180,11 @@ class InferenceService:
         response = pb.ModelInferResponse(
             model_name=served.manifest.name, model_version=served.version, id=call.request_id
         )
+        outputs = served.outputs(answer)
         tensors.encode_outputs(
-            response, served.outputs(answer), call.outputs, served.manifest.labels, served.batchable
+            response, outputs, call.outputs, served.manifest.labels, served.batchable
         )
+        served.observe(served.predictions(outputs))
         self._last_wait = answer.queue_seconds
         timing = Timing(served.version, answer.queue_seconds, answer.stages)
         if self._tracer.active:

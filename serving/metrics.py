@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
@@ -98,6 +99,15 @@ class ModelMetrics:
         self._kept = metrics.slots(Kept.requests, *labels)
         self._last_inference = metrics.slots(Kept.last_inference, *labels)
         self._batches: dict[int, Slots] = {}
+
+    def slots(self, family: Family, *labels: str) -> Slots:
+        """The slots of another series of this version; adding takes `lock`."""
+        return self._metrics.slots(family, *self._labels, *labels)
+
+    @property
+    def lock(self) -> threading.Lock:
+        """Held while slots are added to."""
+        return self._lock
 
     def executed(self, execution: Execution) -> None:
         """One batch ran and was answered; called once for it, this costs a few microseconds."""

@@ -1,7 +1,7 @@
-"""What a model's outputs say of each row: its class, and how sure the model is.
+"""What a run says of each row: its class, how sure the model is, and how much ink there was.
 
-Owns which output that is read from, and the two arrays that carry it beside the model's own outputs
-from the run to each request's share of it.
+Owns which output that is read from, how confidence is calibrated, and the array that carries it all
+beside the model's own outputs from the run to each request's share of it. Counts nothing.
 """
 
 from __future__ import annotations
@@ -15,18 +15,22 @@ from numpy.typing import NDArray
 from model_repository import Manifest, TensorSpec
 from serving.batch import Tensors
 
-# Names that no ONNX tensor has; each array is (N,).
-_LABEL = "\0label"
-_CONFIDENCE = "\0confidence"
+# A name that no ONNX tensor has. One array of records, (N,), as every array costs each request.
+_FACTS = "\0facts"
+_RECORD = np.dtype([("label", "i8"), ("confidence", "f8"), ("calibrated", "f8"), ("ink", "f8")])
 # How far a row of probabilities may be from adding up to 1, at fp16.
 _ROUNDING = 5e-3
+# Values of a row whose sum is sure to fit into 32 bits, in which it is faster.
+_SHORT = 2**32 // 255
 
 
 class Prediction(NamedTuple):
-    """What the model says of one row."""
+    """What the model says of one row, and of how sure it is after calibration."""
 
     label: int  # index into the manifest's labels
-    confidence: float  # the probability of that class; NaN where the model gives none
+    confidence: float  # the model's own probability of that class; NaN where it gives none
+    calibrated: float  # the same by the manifest's temperature, where it has one
+    ink: float  # mean of the row's input, from 0 to 1; NaN where that is not one of UINT8
 
 
 def class_output(manifest: Manifest) -> TensorSpec | None:
@@ -61,28 +65,72 @@ class Predictor:
         self._run = run
         self._class = spec
         self._scores = score_output(manifest)
+        self._image = image_input(manifest)
+        self._temperature = manifest.quality.temperature if manifest.quality else 1.0
 
     def run(self, inputs: Tensors) -> Tensors:
-        """The model's outputs, and of each row its class and confidence."""
+        """The model's outputs, and the facts of each row."""
         outputs = self._run(inputs)
         labels = classes(outputs, self._class)
-        outputs[_LABEL] = labels
-        outputs[_CONFIDENCE] = self._confidence(outputs, labels)
+        facts = np.empty(len(labels), _RECORD)
+        facts["label"] = labels
+        facts["confidence"], facts["calibrated"] = self._confidences(outputs, len(labels))
+        facts["ink"] = ink(inputs[self._image], len(labels)) if self._image else np.nan
+        outputs[_FACTS] = facts
         return outputs
 
     def of(self, outputs: Tensors) -> Sequence[Prediction]:
         """One prediction for each row of the outputs, whole or a request's share of them."""
-        labels, confidences = outputs[_LABEL].tolist(), outputs[_CONFIDENCE].tolist()
-        return [Prediction(*each) for each in zip(labels, confidences, strict=True)]
+        return [Prediction._make(facts) for facts in outputs[_FACTS].tolist()]
 
-    def _confidence(self, outputs: Tensors, labels: NDArray[np.generic]) -> NDArray[np.generic]:
-        """(N,) float32: the score of each row's class; NaN where scores are no shares of one."""
-        if self._scores is None:
-            return np.full(len(labels), np.nan, np.float32)
+    def _confidences(
+        self, outputs: Tensors, rows: int
+    ) -> tuple[NDArray[np.float32] | float, NDArray[np.float32] | float]:
+        """The highest score of each row, (N,), and calibrated; NaN where scores are no shares."""
+        if self._scores is None or len(outputs[self._scores.name]) != rows:
+            return np.nan, np.nan
         scores = outputs[self._scores.name].astype(np.float32, copy=False)  # (N, C)
-        confidence: NDArray[np.generic] = scores.max(axis=1)
-        proper = (np.abs(scores.sum(axis=1) - 1) < _ROUNDING) & (scores.min(axis=1) >= 0)
-        return confidence if proper.all() else np.where(proper, confidence, np.float32(np.nan))
+        proper = np.abs(np.add.reduce(scores, axis=1) - 1) < _ROUNDING
+        proper &= np.minimum.reduce(scores, axis=1) >= 0
+        if not proper.all():
+            scores = np.where(proper[:, np.newaxis], scores, np.float32(np.nan))
+        top = np.maximum.reduce(scores, axis=1)
+        return top, top if self._temperature == 1 else calibrated(scores, top, self._temperature)
+
+
+def calibrated(
+    scores: NDArray[np.float32], top: NDArray[np.float32], temperature: float
+) -> NDArray[np.float32]:
+    """The highest of p ** (1 / temperature), made to add up to 1, of each row of (N, C); `top` is
+    each row's highest.
+
+    As 1 / sum((p / top) ** (1 / temperature)): no power is above 1, one of them is 1, and nothing
+    overflows or needs the logarithm of 0. Guo et al., On Calibration of Modern Neural Networks,
+    2017, have the same for logits: softmax(logits / temperature).
+    """
+    powers = np.power(scores / top[:, np.newaxis], np.float32(1 / temperature))
+    shares: NDArray[np.float32] = 1 / np.add.reduce(powers, axis=1)
+    return shares
+
+
+def image_input(manifest: Manifest) -> str:
+    """The name of a model's only input, where that is UINT8 with at least two dimensions."""
+    (spec, *others) = manifest.inputs
+    return spec.name if not others and spec.datatype == "UINT8" and len(spec.shape) > 1 else ""
+
+
+def ink(images: NDArray[np.generic], rows: int) -> NDArray[np.float64] | float:
+    """The mean of each row of (N, ...) uint8 as a share of 255; NaN where there are other rows.
+
+    Of a model that takes a single image without a first dimension for rows, the mean of all of it.
+    """
+    if not images.size or (rows != 1 and len(images) != rows):
+        return np.nan
+    flat = images.reshape(rows, -1)
+    total = np.uint32 if flat.shape[1] <= _SHORT else np.uint64
+    sums: NDArray[np.unsignedinteger] = np.add.reduce(flat, axis=1, dtype=total)
+    means: NDArray[np.float64] = sums / (255.0 * flat.shape[1])
+    return means
 
 
 def predictor(run: Callable[[Tensors], Tensors], manifest: Manifest) -> Predictor | None:

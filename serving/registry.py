@@ -18,6 +18,7 @@ from serving.errors import ModelNotFound, ModelNotReady
 from serving.execution import Execution
 from serving.metrics import ModelMetrics
 from serving.model import Model
+from serving.prediction_counts import PredictionCounts
 from serving.predictions import Prediction, predictor
 
 
@@ -52,6 +53,7 @@ class ServedModel:
         self.all_outputs = tensors.as_they_are(model.manifest.outputs)
         self._predictor = predictor(model.run, model.manifest)
         self._run = self._predictor.run if self._predictor else model.run
+        self._counts = PredictionCounts(metrics, model.manifest) if self._predictor else None
         self.max_batch_size = config.max_batch_size if self.batchable else 0
         self.batcher = DynamicBatcher(
             self._run if self.batchable else self._run_single,
@@ -98,6 +100,11 @@ class ServedModel:
     def predictions(self, outputs: Tensors) -> Sequence[Prediction]:
         """What the model says of each row of a request's `outputs`; none without class labels."""
         return self._predictor.of(outputs) if self._predictor else ()
+
+    def observe(self, predictions: Sequence[Prediction]) -> None:
+        """Count what a request was answered."""
+        if self._counts:
+            self._counts.add(predictions)
 
     def _executed(self, execution: Execution) -> None:
         self.metrics.executed(execution)

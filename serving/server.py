@@ -25,6 +25,7 @@ from serving.config import ServerConfig
 from serving.control import ModelControl
 from serving.counter_directory import CounterDirectory
 from serving.device import runtime_for
+from serving.drift_watch import DriftWatch
 from serving.errors import ModelLoadError
 from serving.inference import InferenceService
 from serving.metrics import Metrics
@@ -218,6 +219,7 @@ class Server:
         """Listen, then load. The ports are known when this returns; `wait_until_loaded` waits."""
         check_free("--grpc-port", self._config.host, self._config.grpc_port)
         self._metrics = MetricsServer(self._config, self._counters.path)
+        self._drift = DriftWatch(self._config, self._counters.path)
         self.inference.listen()
         self.grpc_port, self.metrics_port = self.inference.port, self._metrics.port
         self.inference.load()
@@ -229,6 +231,7 @@ class Server:
     def stop(self) -> None:
         """Drain, then end; metrics are to be had until the last answer has left."""
         self.inference.stop()
+        self._drift.stop()
         self._metrics.stop()
         self._counters.close()
 

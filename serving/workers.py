@@ -21,6 +21,7 @@ from serving.addresses import address, cannot_listen, check_free
 from serving.changes import Changes
 from serving.config import ServerConfig
 from serving.counter_directory import CounterDirectory
+from serving.drift_watch import DriftWatch
 from serving.errors import StartupError
 from serving.messages import Do, Done, Failed, GroupReady, Order, Ready, Stop, Told
 from serving.metrics import SupervisorMetrics
@@ -79,6 +80,7 @@ class Supervisor:
                 self._spawn(number)
             for slot in self._slots.values():
                 self._wait_until_told(slot)
+            self._drift = DriftWatch(self._config, self._counters.path)
         except BaseException:
             self._end_all(0.0)
             self._counters.close()
@@ -93,6 +95,7 @@ class Supervisor:
         self._wake.send(None)
         self._watcher.join()
         self._end_all(self._config.drain_timeout + LAST_CHANCE)
+        self._drift.stop()
         self._server.stop()
         self._reserved.close()
         self._counters.close()

@@ -1,0 +1,149 @@
+"""Drift and estimated accuracy of what was answered lately, from two sums of the counters.
+
+Pure: nothing is read, set or waited for here. `drift_watch` is the thread that does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from serving.counter_directory import Sums
+from serving.families import Exported, Family, Kept
+
+# What is counted of each feature, and how many of its last slots are no bins.
+FEATURES: Mapping[str, tuple[Family, int]] = {
+    "ink": (Exported.ink, 1),
+    "confidence": (Exported.confidence, 1),
+    "label": (Kept.predicted, 0),
+}
+_COUNTED = frozenset(family.name for family, _ in FEATURES.values())
+# Rows from which a mean confidence is worth telling: with a standard deviation of 0.15, which is
+# that of a mediocre classifier, its standard error is then 0.01.
+LEAST_ROWS = 200
+# What chance alone may make of the index, as a share of the threshold.
+NOISE = 0.25
+# How many sums a window remembers: it is up to one part in so many longer than asked for.
+PARTS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What a version's rows over the window say; NaN where they are too few."""
+
+    rows: int
+    estimated_accuracy: float  # NaN also where confidence is not calibrated or not counted
+    reliable: float  # 1, or 0 where a feature has drifted
+    psi: dict[str, float]  # by feature; NaN also where the manifest has no reference for one
+
+
+def stability_index(counts: Sequence[float], shares: Sequence[float]) -> float:
+    """Population stability index: the sum over bins of (p - q) ln(p / q), where p are the shares
+    of the rows counted and q those expected.
+
+    Siddiqi, Credit Risk Scorecards, 2006: below 0.1 nothing has changed, from 0.25 much has. An
+    empty bin would make it infinite: half a row is added to every bin on both sides, as if as many
+    rows had been expected, so that equal shares give 0 whatever their number.
+    """
+    rows = sum(counts)
+    every = rows + len(counts) / 2
+    index = 0.0
+    for count, share in zip(counts, shares, strict=True):
+        p, q = (count + 0.5) / every, (share * rows + 0.5) / every
+        index += (p - q) * math.log(p / q)
+    return index
+
+
+def rows_needed(bins: int, threshold: float) -> int:
+    """Rows from which drift is told: chance makes of the index (bins - 1) / rows on average, by
+    its chi-squared distribution (Yurdakul and Naranjo, 2020), which must not look like drift."""
+    return max(LEAST_ROWS, math.ceil((bins - 1) / (NOISE * threshold)))
+
+
+def judge(counted: Sums, kept: Sums, model: tuple[str, str], threshold: float) -> Judgement:
+    """What `counted` over a window says of a version, by the reference in `kept`."""
+    bins = {feature: _bins(counted, feature, model) for feature in FEATURES}
+    rows = max(sum(each) for each in bins.values())
+    references = {feature: reference(kept, feature, model) for feature in FEATURES}
+    widest = max(sum(1 for share in shares if share) for shares in references.values())
+    enough = rows >= rows_needed(widest, threshold)
+    psi = {
+        feature: stability_index(bins[feature][: len(shares)], shares)
+        if enough and shares
+        else math.nan
+        for feature, shares in references.items()
+    }
+    calibrated = bool(temperature(kept, model))
+    estimate = _mean(counted, model) if enough and calibrated else math.nan
+    return Judgement(round(rows), estimate, _reliable(psi, threshold), psi)
+
+
+def models(kept: Sums) -> Iterator[tuple[str, str]]:
+    """Name and version of every model that a reference was looked for."""
+    for series in kept:
+        if series.name == Kept.temperature.name:
+            name, version = series.labels
+            yield name, version
+
+
+def temperature(kept: Sums, model: tuple[str, str]) -> float:
+    """That the version's confidence is calibrated with; 0 where it is not."""
+    return kept.get(Kept.temperature.series(*model), [0.0])[0]
+
+
+def reference(kept: Sums, feature: str, model: tuple[str, str]) -> list[float]:
+    """Expected shares of rows by bin; empty where the manifest says none."""
+    bins, *shares = kept.get(Kept.reference.series(*model, feature), [0.0])
+    return shares[: int(bins)]
+
+
+def _bins(counted: Sums, feature: str, model: tuple[str, str]) -> list[float]:
+    family, beyond = FEATURES[feature]
+    slots = counted.get(family.series(*model)) or [0.0] * family.slots
+    return slots[: len(slots) - beyond]
+
+
+def _mean(counted: Sums, model: tuple[str, str]) -> float:
+    *counts, total = counted.get(Exported.confidence.series(*model), [0.0])
+    rows = sum(counts)
+    return total / rows if rows else math.nan
+
+
+def _reliable(psi: Mapping[str, float], threshold: float) -> float:
+    known = [each for each in psi.values() if not math.isnan(each)]
+    return float(max(known) < threshold) if known else math.nan
+
+
+class DriftWindow:
+    """What was counted over the last so many seconds, by the sums that it is shown now and then.
+
+    It remembers about `PARTS` of them, however often it is asked. Nothing was counted before the
+    first, which is at `start`; times are of one clock that never goes back.
+    """
+
+    def __init__(self, seconds: float, start: float) -> None:
+        self._seconds = seconds
+        self._past: deque[tuple[float, Sums]] = deque([(start, {})])
+
+    def __len__(self) -> int:
+        return len(self._past)
+
+    def add(self, now: float, sums: Sums) -> Sums:
+        """What was counted up to `sums` since the window began; before one has passed, since the
+        start."""
+        while len(self._past) > 1 and self._past[1][0] <= now - self._seconds:
+            self._past.popleft()
+        counted = {series: slots for series, slots in sums.items() if series.name in _COUNTED}
+        since = self._past[0][1]
+        if now - self._past[-1][0] >= self._seconds / PARTS:
+            self._past.append((now, counted))
+        return {series: _more(slots, since.get(series)) for series, slots in counted.items()}
+
+
+def _more(slots: list[float], before: list[float] | None) -> list[float]:
+    """Never less than 0, as sums of seconds may differ in their last bit when files were folded."""
+    if before is None:
+        return slots
+    return [max(0.0, now - then) for now, then in zip(slots, before, strict=True)]

@@ -1,0 +1,81 @@
+"""The thread that looks for drift, in the process that serves /metrics, and sets the gauges."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from pathlib import Path
+
+from serving import counter_directory
+from serving.config import ServerConfig
+from serving.counter_directory import Sums
+from serving.counters import SUPERVISOR, Counters
+from serving.drift import PARTS, DriftWindow, Judgement, judge, models, temperature
+from serving.families import Exported, Family, Kept
+
+# Seconds between two looks, at least and at most: each costs about a millisecond per process.
+SHORTEST, LONGEST = 0.25, 5.0
+# For a few hundred versions; the file grows by another where that is too little.
+CHUNK_BYTES = 64 * 1024
+
+log = logging.getLogger("serving.drift")
+
+
+class DriftWatch:
+    """Judges every version with a reference over `config.drift_window`, until `stop`.
+
+    The gauges lie in a file of this process's own in the directory, for whoever reads that.
+    """
+
+    def __init__(self, config: ServerConfig, directory: Path) -> None:
+        self._directory = directory
+        self._threshold = config.drift_threshold
+        self._counters = Counters(directory, SUPERVISOR, chunk_bytes=CHUNK_BYTES)
+        self._window = DriftWindow(config.drift_window, time.monotonic())
+        self._pause = min(max(config.drift_window / PARTS, SHORTEST), LONGEST)
+        self._judged: set[tuple[str, str]] = set()
+        self._drifted: set[tuple[str, str, str]] = set()  # name, version, feature
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="drift", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Look no more; the gauges stay as they are."""
+        self._stopping.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(self._pause):
+            try:
+                self._look(counter_directory.read(self._directory).sums)
+            except (OSError, ValueError) as error:
+                log.error("drift cannot be looked for: %s", error)
+
+    def _look(self, sums: Sums) -> None:
+        counted = self._window.add(time.monotonic(), sums)
+        for model in models(sums):
+            if temperature(sums, model) or model in self._judged:
+                self._judged.add(model)
+                self._tell(model, judge(counted, sums, model, self._threshold))
+
+    def _tell(self, model: tuple[str, str], judgement: Judgement) -> None:
+        self._set(Kept.window_rows, judgement.rows, *model)
+        self._set(Exported.estimated_accuracy, judgement.estimated_accuracy, *model)
+        self._set(Exported.estimate_reliable, judgement.reliable, *model)
+        for feature, index in judgement.psi.items():
+            self._set(Exported.drift, index, *model, feature)
+            self._note((*model, feature), index)
+
+    def _note(self, key: tuple[str, str, str], index: float) -> None:
+        """Log when drift begins and when it ends; while rows are too few, nothing is known."""
+        if index >= self._threshold and key not in self._drifted:
+            self._drifted.add(key)
+            text = "model %s version %s: %s has drifted, its estimated accuracy is unreliable"
+            log.warning(f"{text} (index %.2f)", *key, index)
+        elif index < self._threshold and key in self._drifted:
+            self._drifted.remove(key)
+            log.warning("model %s version %s: %s has drifted back (index %.2f)", *key, index)
+
+    def _set(self, family: Family, value: float, *labels: str) -> None:
+        self._counters.record(family.series(*labels), family.slots).slots[0] = value
