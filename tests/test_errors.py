@@ -36,7 +36,7 @@ def test_every_serving_error_has_its_status() -> None:
         "LoadFailed": ("FAILED_PRECONDITION", "why"),
         "NotSupported": ("UNIMPLEMENTED", "why"),
     }
-    # An entry that no class needs any more would be a lie; those that inherit theirs have none.
+    # These two have that of the class above them.
     assert set(STATUS) == set(subclasses(ServingError)) - {QueueFull, Overloaded}
 
 
