@@ -133,6 +133,7 @@ def execution(answers: Sequence[Answer]) -> Execution:
     stages = answers[0].stages
     return Execution(
         rows=stages.rows,
+        request_rows=[len(next(iter(answer.outputs.values()))) for answer in answers],
         queue_seconds=[answer.queue_seconds for answer in answers],
         request_seconds=[answer.request_seconds for answer in answers],
         compute_input_seconds=stages.compute_input_seconds,

@@ -47,7 +47,7 @@ class DynamicBatcher:
     without a delay, the moment an instance is free. Lower `priority` numbers go first; within a
     level, who came first. With `buckets`, a batch is filled up with rows of zeros to the next of
     these sizes. `run` maps stacked inputs to outputs with as many rows; `observe` is told of each
-    batch before its answers go out.
+    batch before its answers go out, and `waiting`, which must not wait, how many requests do.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class DynamicBatcher:
         buckets: Sequence[int] = (),
         priority_levels: int = 1,
         observe: Observe = lambda execution: None,
+        waiting: Callable[[int], None] = lambda count: None,
         name: str = "batcher",
     ) -> None:
         self._run = run
@@ -73,7 +74,7 @@ class DynamicBatcher:
         self._free_instances = instance_count
         self._seconds_per_request = 0.0  # in the last batch
         # All below is the lock's.
-        self._queue = RequestQueue(priority_levels)
+        self._queue = RequestQueue(priority_levels, waiting)
         self._expired: list[Request] = []  # out of the queues, and still to be told
         self._unanswered = 0  # batches taken whose answers are not all out
         self._closed = False

@@ -16,6 +16,20 @@ class LoadFailure(StrEnum):
     OTHER = "other"
 
 
+class Rejection(StrEnum):
+    """Why a request was not answered: few enough to be a metric's label."""
+
+    QUEUE_FULL = "queue_full"
+    OVERLOADED = "overloaded"  # refused unread
+    INVALID_INPUT = "invalid_input"
+    MODEL_NOT_FOUND = "model_not_found"
+    MODEL_NOT_READY = "model_not_ready"
+    DEADLINE = "deadline"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+    DRAINING = "draining"
+
+
 class ServingError(Exception):
     """A request that cannot be answered; its message is for the caller to read."""
 
@@ -32,12 +46,24 @@ class InvalidInput(ServingError):
     """The request is at fault; the message names the tensor, what was expected and what came."""
 
 
-class QueueFull(ServingError):
-    """As many requests wait as may: the server is overloaded. `retry_after` is in seconds."""
+class NoRoom(ServingError):
+    """The server has more to do than it can; `retry_after` is in seconds."""
 
     def __init__(self, message: str, retry_after: float) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class QueueFull(NoRoom):
+    """As many requests wait for the model as may."""
+
+
+class Overloaded(NoRoom):
+    """As many requests are inside as may be: this one was not looked at."""
+
+
+class Draining(ServingError):
+    """The server is stopping, and begins nothing new."""
 
 
 class BatcherClosed(ServingError):

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """A batch that ran and was answered; one entry per answered request in the two sequences.
+    """A batch that ran and was answered; one entry per answered request in the sequences.
 
     A request whose caller left while the batch ran has no entry, but its rows were computed.
     """
 
     rows: int  # of the whole batch, without padding
+    request_rows: Sequence[int]
     queue_seconds: Sequence[float]  # from arrival to the start of the batch
     request_seconds: Sequence[float]  # from arrival to the answer
     compute_input_seconds: float

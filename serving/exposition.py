@@ -16,9 +16,11 @@ from prometheus_client.core import (
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.utils import INF, floatToGoString
 
+from serving import gpu_metrics, triton_metrics
 from serving.counter_directory import Snapshot, Sums, read
 from serving.counters import Merge
-from serving.families import FAMILIES, Family
+from serving.families import FAMILIES, Exported, Family
+from serving.gpu_usage import Gpus
 from serving.processes import usage
 
 
@@ -30,8 +32,10 @@ class Collector(registry.Collector):
     that has waited for it; Prometheus would take the smallest step back for a restart from 0.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, triton: bool = False) -> None:
         self._directory = directory
+        self._triton = triton  # show Triton's names, too
+        self._gpus = Gpus()
         self._platform = PlatformCollector(registry=None)
         self._shown: Sums = {}
         self._cpu_seconds = 0.0
@@ -44,6 +48,11 @@ class Collector(registry.Collector):
             yield _metric(family, snapshot.sums)
         workers = len(snapshot.workers)
         yield GaugeMetricFamily("inference_workers", "Processes that serve now.", workers)
+        gpus = self._gpus.usages() if _on_gpu(snapshot.sums) else []
+        yield from gpu_metrics.metrics(gpus)
+        if self._triton:
+            yield from triton_metrics.metrics(snapshot.sums)
+            yield from gpu_metrics.metrics(gpus, gpu_metrics.TRITON)
         yield from self._processes(snapshot)
         yield from self._platform.collect()
 
@@ -84,6 +93,13 @@ class Collector(registry.Collector):
             "When the oldest process started, in seconds since 1970.",
             min(u.start_time for u in used),
         )
+
+
+def _on_gpu(sums: Sums) -> bool:
+    """Some version runs on a GPU."""
+    device = Exported.model_info.labels.index("device")
+    infos = [series for series in sums if series.name == Exported.model_info.name]
+    return any(sums[each][0] and each.labels[device] == "gpu" for each in infos)
 
 
 def _metric(family: Family, sums: Sums) -> Metric:

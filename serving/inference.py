@@ -16,12 +16,21 @@ from google.protobuf.message import DecodeError
 
 from serving import tensors
 from serving.batch import SHORTEST_RETRY, Answer, Outcome, Stages
-from serving.errors import BatcherClosed, InvalidInput, ModelNotReady, QueueFull
+from serving.errors import (
+    BatcherClosed,
+    Draining,
+    InvalidInput,
+    ModelNotReady,
+    NoRoom,
+    Overloaded,
+    ServingError,
+)
+from serving.families import Exported
 from serving.metrics import Metrics
 from serving.parameters import Parameters, parameters
 from serving.pb import inference_pb2 as pb
 from serving.registry import ModelRegistry, ServedModel
-from serving.status import status_of
+from serving.status import reason_of, status_of
 from serving.tensors import RequestedOutput
 from serving.trace import Tracer
 
@@ -59,10 +68,11 @@ Respond = Callable[[Reply | Refusal], None]
 class _Call:
     """One request on its way: what is needed to answer it."""
 
-    __slots__ = ("arrived", "outputs", "request_id", "respond", "served")
+    __slots__ = ("arrived", "message_bytes", "outputs", "request_id", "respond", "served")
 
-    def __init__(self, respond: Respond) -> None:
+    def __init__(self, respond: Respond, message_bytes: int) -> None:
         self.respond = respond
+        self.message_bytes = message_bytes
         self.arrived = time.monotonic()
         self.request_id = ""
         self.served: ServedModel | None = None
@@ -80,6 +90,7 @@ class InferenceService:
         self._tracer = tracer
         self._priority_levels = priority_levels
         self._in_flight = 0
+        self._shown_in_flight = metrics.slots(Exported.in_flight)  # stored to under `_changed`
         self._last_wait = 0.0  # seconds that the last answer spent in the queue
         self._changed = threading.Condition()
         self.draining = False  # set when streams that go on must begin nothing new
@@ -90,9 +101,10 @@ class InferenceService:
         `deadline` is an absolute time.monotonic. The callable that is returned cancels: the request
         gets its refusal at once, and is not run unless it already is. `respond` must not wait.
         """
-        call = _Call(respond)
+        call = _Call(respond, len(message))
         with self._changed:
             self._in_flight += 1
+            self._shown_in_flight[0] = self._in_flight
         try:
             return self._begin(call, message, deadline)
         except Exception as error:  # whatever it is, it must be answered
@@ -109,13 +121,14 @@ class InferenceService:
 
         Of a stream's message, which was received all the same, the id is told.
         """
-        request_id = _id_of(message)
-        if self.draining:
-            self._metrics.unknown_model("UNAVAILABLE")
-            return Refusal("UNAVAILABLE", "the server is stopping", request_id)
-        self._metrics.unknown_model("RESOURCE_EXHAUSTED")
-        retry_after = max(SHORTEST_RETRY, self._last_wait)
-        return Refusal("RESOURCE_EXHAUSTED", "the server is overloaded", request_id, retry_after)
+        error: ServingError = (
+            Draining("the server is stopping")
+            if self.draining
+            else Overloaded("the server is overloaded", max(SHORTEST_RETRY, self._last_wait))
+        )
+        refusal = _refusal(error, _id_of(message))
+        self._metrics.refused(refusal.status, reason_of(error), len(message))
+        return refusal
 
     def wait_until_idle(self, timeout: float) -> bool:
         """Whether no request is in flight any more, after at most `timeout` seconds."""
@@ -190,19 +203,22 @@ class InferenceService:
         if self._tracer.active:
             facts = functools.partial(_facts, call, timing)
             self._tracer.record(served.manifest.name, call.request_id, facts)
-        return Reply(response.SerializeToString(), timing)
+        message = response.SerializeToString()
+        served.metrics.replied(call.message_bytes, len(message))
+        return Reply(message, timing)
 
     def _refuse(self, call: _Call, error: Exception) -> None:
         """Answer with the error's status, and count it."""
-        status, details = status_of(error)
-        retry_after = error.retry_after if isinstance(error, QueueFull) else None
+        refusal = _refusal(error, call.request_id)
+        status, reason, size = refusal.status, reason_of(error), call.message_bytes
         try:
             if call.served:
-                call.served.metrics.failed(status, time.monotonic() - call.arrived)
+                seconds = time.monotonic() - call.arrived
+                call.served.metrics.failed(status, reason, seconds, size)
             else:
-                self._metrics.unknown_model(status)
+                self._metrics.refused(status, reason, size)
         finally:  # whatever becomes of the counts, the caller waits
-            self._finish(call, Refusal(status, details, call.request_id, retry_after))
+            self._finish(call, refusal)
 
     def _finish(self, call: _Call, outcome: Reply | Refusal) -> None:
         try:
@@ -210,8 +226,15 @@ class InferenceService:
         finally:
             with self._changed:
                 self._in_flight -= 1
+                self._shown_in_flight[0] = self._in_flight
                 if not self._in_flight:
                     self._changed.notify_all()
+
+
+def _refusal(error: Exception, request_id: str) -> Refusal:
+    status, details = status_of(error)
+    retry_after = error.retry_after if isinstance(error, NoRoom) else None
+    return Refusal(status, details, request_id, retry_after)
 
 
 def _id_of(message: bytes) -> str:

@@ -98,7 +98,7 @@ class Lifecycle:
                 self.forget(name, version)
             return False
         replaced = self._registry.add(served)
-        served.metrics.loaded(served.model.load_seconds)
+        served.announce()
         log.info("model %s version %d is served", name, version)
         if replaced:
             self._retire(replaced, "was replaced by another of its number")
@@ -113,8 +113,7 @@ class Lifecycle:
         self._metrics.load_failed(name, version, _kind(error))
         self._registry.note(name, version, State.UNAVAILABLE, reason)
         if version in self._registry.versions(name):  # what was loaded before goes on
-            served = self._registry.get(name, str(version))
-            served.metrics.loaded(served.model.load_seconds)
+            self._registry.get(name, str(version)).announce()
 
     def _retire(self, served: ServedModel, why: str) -> threading.Thread:
         """On a thread of its own: one slow request must not keep other models waiting."""

@@ -15,12 +15,28 @@ from typing import TypeAlias
 
 from serving import counter_directory
 from serving.counters import SUPERVISOR, Counters
-from serving.errors import LoadFailure
+from serving.errors import LoadFailure, Rejection
 from serving.execution import Execution
 from serving.families import ROWS, SECONDS, Exported, Family, Kept
 from serving.statistics import ModelTotals, model_totals
 
 Slots: TypeAlias = "memoryview[float]"
+
+# What can happen to a request for a loaded model, and before it is known which it is for.
+_OF_A_MODEL = (
+    Rejection.QUEUE_FULL,
+    Rejection.INVALID_INPUT,
+    Rejection.DEADLINE,
+    Rejection.CANCELLED,
+    Rejection.FAILED,
+)
+_BEFORE_LOOKUP = (
+    Rejection.OVERLOADED,
+    Rejection.DRAINING,
+    Rejection.INVALID_INPUT,
+    Rejection.MODEL_NOT_FOUND,
+    Rejection.MODEL_NOT_READY,
+)
 
 log = logging.getLogger(__name__)
 
@@ -35,14 +51,19 @@ class Metrics:
         self._directory = directory
         self.counters = Counters(directory, worker)
         self.set(Exported.server_info, 1, server_version)
+        self._shown: dict[tuple[str, ...], Slots] = {}
+        self._refusals = Refusals(self, ("", ""), _BEFORE_LOOKUP)
 
     def model(self, name: str, version: int) -> ModelMetrics:
         """The series of a version that is served, or about to be."""
         return ModelMetrics(self, name, str(version))
 
-    def unknown_model(self, code: str) -> None:
-        """A request named no model that is loaded, and was answered with that gRPC status."""
-        self.add(Exported.requests, 1, "", "", code)
+    def refused(self, code: str, reason: Rejection, message_bytes: int) -> None:
+        """A request got that gRPC status, and it is not known for which loaded model it was.
+
+        `message_bytes` is 0 for one that was not read.
+        """
+        self._refusals.count(code, reason, message_bytes)
 
     def load_failed(self, name: str, version: int, reason: LoadFailure) -> None:
         """A version of the repository was refused, and is not served."""
@@ -59,6 +80,15 @@ class Metrics:
     def set(self, family: Family, value: float, *labels: str) -> None:
         """Set a gauge."""
         self.slots(family, *labels)[0] = value
+
+    def show(self, family: Family, labels: tuple[str, ...], facts: tuple[str, ...] = ()) -> None:
+        """Set a gauge to 1 for these facts, its last labels, and to 0 for those before; or for
+        those only, where there are none any more."""
+        if before := self._shown.pop((family.name, *labels), None):
+            before[0] = 0
+        if facts:
+            self._shown[family.name, *labels] = slots = self.slots(family, *labels, *facts)
+            slots[0] = 1
 
     def observe(self, family: Family, value: float, *labels: str) -> None:
         """Add a value to a histogram."""
@@ -78,6 +108,29 @@ class Metrics:
         return model_totals(counter_directory.read(self._directory).sums)
 
 
+class Refusals:
+    """Requests that were not answered: those of one version, or of none."""
+
+    def __init__(
+        self, metrics: Metrics, labels: tuple[str, str], reasons: Sequence[Rejection]
+    ) -> None:
+        self._metrics = metrics
+        self._labels = labels
+        self._lock = metrics.counters.lock
+        self._request_bytes = metrics.slots(Exported.request_bytes, *labels)
+        for reason in reasons:  # from 0, or else rate() misses the first
+            metrics.slots(Exported.rejected, *labels, reason)
+
+    def count(self, code: str, reason: Rejection, message_bytes: int) -> None:
+        """One more, with that gRPC status."""
+        requests = self._metrics.slots(Exported.requests, *self._labels, code)
+        rejected = self._metrics.slots(Exported.rejected, *self._labels, reason)
+        with self._lock:
+            requests[0] += 1
+            rejected[0] += 1
+            self._request_bytes[0] += message_bytes
+
+
 class ModelMetrics:
     """One version's own series; their labels are looked up once."""
 
@@ -88,6 +141,9 @@ class ModelMetrics:
         self._answered = metrics.slots(Exported.requests, *labels, "OK")
         self._inferences = metrics.slots(Exported.inferences, *labels)
         self._executions = metrics.slots(Exported.executions, *labels)
+        self._request_rows = metrics.slots(Exported.request_rows, *labels)
+        self._request_bytes = metrics.slots(Exported.request_bytes, *labels)
+        self._response_bytes = metrics.slots(Exported.response_bytes, *labels)
         self._request_seconds = metrics.slots(Exported.request_seconds, *labels)
         self._queue_seconds = metrics.slots(Exported.queue_seconds, *labels)
         self._compute_input = metrics.slots(Exported.compute_input_seconds, *labels)
@@ -95,10 +151,12 @@ class ModelMetrics:
         self._compute_output = metrics.slots(Exported.compute_output_seconds, *labels)
         self._batch_rows = metrics.slots(Exported.batch_rows, *labels)
         self._pending = metrics.slots(Exported.pending, *labels)
+        self._busy = metrics.slots(Exported.instances_busy, *labels)
         self._ready = metrics.slots(Exported.model_ready, *labels)
         self._kept = metrics.slots(Kept.requests, *labels)
         self._last_inference = metrics.slots(Kept.last_inference, *labels)
         self._batches: dict[int, Slots] = {}
+        self._refusals = Refusals(metrics, labels, _OF_A_MODEL)
 
     def slots(self, family: Family, *labels: str) -> Slots:
         """The slots of another series of this version; adding takes `lock`."""
@@ -118,8 +176,9 @@ class ModelMetrics:
             self._inferences[0] += execution.rows
             _observe(self._batch_rows, ROWS, execution.rows)
             self._ran(execution, batch)
-            _observe_all(self._queue_seconds, execution.queue_seconds)
-            _observe_all(self._request_seconds, execution.request_seconds)
+            _observe_all(self._request_rows, ROWS, execution.request_rows)
+            _observe_all(self._queue_seconds, SECONDS, execution.queue_seconds)
+            _observe_all(self._request_seconds, SECONDS, execution.request_seconds)
             self._answered[0] += len(execution.queue_seconds)
             self._last_inference[0] = now
 
@@ -146,16 +205,35 @@ class ModelMetrics:
         self._batches[rows] = slots
         return slots
 
-    def failed(self, code: str, seconds: float) -> None:
-        """A request was refused or failed with that gRPC status name, so long after it came."""
-        answered = self._metrics.slots(Exported.requests, *self._labels, code)
+    def replied(self, request_bytes: int, response_bytes: int) -> None:
+        """One request was answered: the sizes of the two messages."""
         with self._lock:
-            answered[0] += 1
+            self._request_bytes[0] += request_bytes
+            self._response_bytes[0] += response_bytes
+
+    def failed(self, code: str, reason: Rejection, seconds: float, message_bytes: int) -> None:
+        """A request was refused or failed with that gRPC status name, so long after it came."""
+        self._refusals.count(code, reason, message_bytes)
+        with self._lock:
             self._kept[3] += seconds
 
     def pending(self, requests: int) -> None:
-        """So many requests wait now; a store without a lock, cheap enough for every batch."""
+        """So many requests wait now; a store without a lock, for a caller that holds one."""
         self._pending[0] = requests
+
+    def busy(self, more: int) -> None:
+        """So many batches run more, or fewer, than before."""
+        with self._lock:
+            self._busy[0] += more
+
+    def limits(self, queue: int, instances: int) -> None:
+        """So many requests may wait, so many batches run at the same time."""
+        self._metrics.set(Exported.queue_limit, queue, *self._labels)
+        self._metrics.set(Exported.instances, instances, *self._labels)
+
+    def runs_on(self, precision: str, device: str, provider: str) -> None:
+        """What the version was loaded as."""
+        self._metrics.show(Exported.model_info, self._labels, (precision, device, provider))
 
     def loaded(self, load_seconds: float) -> None:
         """The version is served from now on."""
@@ -165,6 +243,8 @@ class ModelMetrics:
     def unloaded(self) -> None:
         """The version is served no more."""
         self._ready[0] = self._pending[0] = 0
+        self.limits(0, 0)
+        self._metrics.show(Exported.model_info, self._labels)
 
 
 class SupervisorMetrics:
@@ -190,7 +270,7 @@ def _observe(slots: Slots, bounds: tuple[float, ...], value: float) -> None:
     slots[-1] += value
 
 
-def _observe_all(slots: Slots, values: Sequence[float]) -> None:
+def _observe_all(slots: Slots, bounds: tuple[float, ...], values: Sequence[float]) -> None:
     for value in values:
-        slots[bisect_left(SECONDS, value)] += 1
+        slots[bisect_left(bounds, value)] += 1
     slots[-1] += sum(values)

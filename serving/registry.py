@@ -15,7 +15,6 @@ from serving.batch import Answer, Outcome, Request, Tensors
 from serving.batcher import DynamicBatcher
 from serving.config import ServerConfig
 from serving.errors import ModelNotFound, ModelNotReady
-from serving.execution import Execution
 from serving.metrics import ModelMetrics
 from serving.model import Model
 from serving.prediction_counts import PredictionCounts
@@ -52,8 +51,9 @@ class ServedModel:
         self.batchable = model.batchable
         self.all_outputs = tensors.as_they_are(model.manifest.outputs)
         self._predictor = predictor(model.run, model.manifest)
-        self._run = self._predictor.run if self._predictor else model.run
+        self._compute = self._predictor.run if self._predictor else model.run
         self._counts = PredictionCounts(metrics, model.manifest) if self._predictor else None
+        self._queue_limit, self._instances = config.max_queue_size, config.instance_count
         self.max_batch_size = config.max_batch_size if self.batchable else 0
         self.batcher = DynamicBatcher(
             self._run if self.batchable else self._run_single,
@@ -63,7 +63,8 @@ class ServedModel:
             instance_count=config.instance_count,
             buckets=config.buckets if self.batchable else (),
             priority_levels=config.priority_levels,
-            observe=self._executed,
+            observe=metrics.executed,
+            waiting=metrics.pending,
             name=f"{model.manifest.name}-{model.manifest.version}",
         )
 
@@ -89,7 +90,13 @@ class ServedModel:
     def submit(self, request: Request) -> None:
         """Queue the request; raises what DynamicBatcher.submit does."""
         self.batcher.submit(request)
-        self.metrics.pending(self.batcher.pending)
+
+    def announce(self) -> None:
+        """Count it as served from now on."""
+        model = self.model
+        self.metrics.runs_on(model.variant.precision, model.device, model.provider)
+        self.metrics.limits(self._queue_limit, self._instances)
+        self.metrics.loaded(model.load_seconds)
 
     def outputs(self, answer: Answer) -> Tensors:
         """The outputs in the shapes that the model gives them."""
@@ -106,9 +113,13 @@ class ServedModel:
         if self._counts:
             self._counts.add(predictions)
 
-    def _executed(self, execution: Execution) -> None:
-        self.metrics.executed(execution)
-        self.metrics.pending(self.batcher.pending)
+    def _run(self, inputs: Tensors) -> Tensors:
+        """The model's outputs, counted as busy meanwhile."""
+        self.metrics.busy(1)
+        try:
+            return self._compute(inputs)
+        finally:
+            self.metrics.busy(-1)
 
     def _run_single(self, inputs: Tensors) -> Tensors:
         outputs = self._run({name: array[0, ...] for name, array in inputs.items()})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import chain
 
@@ -13,13 +14,15 @@ from serving.batch import Request
 class RequestQueue:
     """Requests by priority, and within a level by who came first.
 
-    `count` requests with `rows` rows in all wait here. Nobody is overtaken by one of his level or
-    of a later one: who does not fit into a batch is the first of the next.
+    `count` requests with `rows` rows in all wait here; `counted` is told of each change. Nobody is
+    overtaken by one of his level or of a later one: who does not fit into a batch is the first of
+    the next.
     """
 
-    __slots__ = ("_earliest_deadline", "_levels", "_newest_shapes", "count", "rows")
+    __slots__ = ("_counted", "_earliest_deadline", "_levels", "_newest_shapes", "count", "rows")
 
-    def __init__(self, levels: int) -> None:
+    def __init__(self, levels: int, counted: Callable[[int], None] = lambda count: None) -> None:
+        self._counted = counted
         self.count = 0
         self.rows = 0
         self._levels: list[deque[Request]] = [deque() for _ in range(levels)]
@@ -30,6 +33,7 @@ class RequestQueue:
         """Put it behind the others of its priority; IndexError where there is no such level."""
         self._levels[request.priority].append(request)
         self.count += 1
+        self._counted(self.count)
         self.rows += request.rows
         self._newest_shapes = request.shapes
         if request.deadline < self._earliest_deadline:
@@ -40,6 +44,7 @@ class RequestQueue:
         with suppress(ValueError):
             self._levels[request.priority].remove(request)
             self.count -= 1
+            self._counted(self.count)
             self.rows -= request.rows
 
     def expire(self, now: float) -> list[Request]:
@@ -89,5 +94,6 @@ class RequestQueue:
 
     def _taken(self, requests: list[Request], rows: int) -> list[Request]:
         self.count -= len(requests)
+        self._counted(self.count)
         self.rows -= rows
         return requests

@@ -27,7 +27,7 @@ class MetricsServer:
 
     def __init__(self, config: ServerConfig, counters: Path) -> None:
         self.registry = CollectorRegistry()
-        self.registry.register(Collector(counters))
+        self.registry.register(Collector(counters, config.triton_metrics))
         host, port = config.host, config.metrics_port
         try:
             self._server = _listen_for_scrapes(host, port, self.registry)

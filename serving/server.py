@@ -27,6 +27,7 @@ from serving.counter_directory import CounterDirectory
 from serving.device import runtime_for
 from serving.drift_watch import DriftWatch
 from serving.errors import ModelLoadError
+from serving.families import Exported
 from serving.inference import InferenceService
 from serving.metrics import Metrics
 from serving.receiving import ReceivingPool
@@ -79,6 +80,7 @@ class InferenceServer:
         self._stopping = False
         self._health = health.HealthServicer()
         self._metrics = Metrics(counters, version(), worker)
+        self._metrics.set(Exported.in_flight_limit, config.room)
         self.registry = ModelRegistry(self._model_changed)
         self.control = ModelControl(config, self.registry, self._load, self._metrics)
         tracer = Tracer()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import grpc
 import pytest
 
-from serving.errors import InvalidInput, QueueFull, ServingError
-from serving.status import STATUS, status_of
+from serving.errors import InvalidInput, NoRoom, Overloaded, QueueFull, Rejection, ServingError
+from serving.status import STATUS, reason_of, status_of
 
 
 def subclasses(kind: type[ServingError]) -> list[type[ServingError]]:
@@ -15,7 +15,7 @@ def subclasses(kind: type[ServingError]) -> list[type[ServingError]]:
 
 
 def example(kind: type[ServingError]) -> ServingError:
-    return QueueFull("why", 0.5) if kind is QueueFull else kind("why")
+    return kind("why", 0.5) if issubclass(kind, NoRoom) else kind("why")
 
 
 def test_every_serving_error_has_its_status() -> None:
@@ -25,7 +25,10 @@ def test_every_serving_error_has_its_status() -> None:
         "ModelNotReady": ("UNAVAILABLE", "why"),
         "BatcherClosed": ("UNAVAILABLE", "why"),
         "InvalidInput": ("INVALID_ARGUMENT", "why"),
+        "NoRoom": ("RESOURCE_EXHAUSTED", "why"),
         "QueueFull": ("RESOURCE_EXHAUSTED", "why"),
+        "Overloaded": ("RESOURCE_EXHAUSTED", "why"),
+        "Draining": ("UNAVAILABLE", "why"),
         "DeadlineExceeded": ("DEADLINE_EXCEEDED", "why"),
         "RequestCancelled": ("CANCELLED", "why"),
         "ModelFailed": ("INTERNAL", "why"),
@@ -33,7 +36,30 @@ def test_every_serving_error_has_its_status() -> None:
         "LoadFailed": ("FAILED_PRECONDITION", "why"),
         "NotSupported": ("UNIMPLEMENTED", "why"),
     }
-    assert set(STATUS) == set(subclasses(ServingError))
+    # These two have that of the class above them.
+    assert set(STATUS) == set(subclasses(ServingError)) - {QueueFull, Overloaded}
+
+
+def test_every_serving_error_is_counted_as_one_of_few_reasons() -> None:
+    reasons = {kind.__name__: reason_of(example(kind)) for kind in subclasses(ServingError)}
+    assert reasons == {
+        "ModelNotFound": "model_not_found",
+        "ModelNotReady": "model_not_ready",
+        "BatcherClosed": "model_not_ready",
+        "InvalidInput": "invalid_input",
+        "NotSupported": "invalid_input",
+        "NoRoom": "overloaded",
+        "QueueFull": "queue_full",
+        "Overloaded": "overloaded",
+        "Draining": "draining",
+        "DeadlineExceeded": "deadline",
+        "RequestCancelled": "cancelled",
+        "ModelFailed": "failed",
+        "NotAllowed": "failed",
+        "LoadFailed": "failed",
+    }
+    assert set(reasons.values()) == set(Rejection)
+    assert reason_of(KeyError("password")) == "failed"
 
 
 def test_every_status_is_one_of_grpcs() -> None:

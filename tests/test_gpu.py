@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -215,3 +216,25 @@ def test_a_server_answers_from_the_gpu(
 def test_the_cpu_beside_it_is_still_the_cpu(version: Path, manifest: Manifest) -> None:
     cpu = dataclasses.replace(runtime_for(ServerConfig(device="cpu")), precision="fp32")
     assert load(version, manifest, cpu).provider == CPU
+
+
+def test_a_server_on_a_gpu_tells_how_it_is_used(
+    version: Path, manifest: Manifest, digits: Digits
+) -> None:
+    """With NVML's library, which the `gpu` extra brings."""
+    options = {"device": "gpu", "execution_provider": "cuda", "precision": "fp32"}
+    repository = version.parent.parent
+    with running_server(repository, **options, triton_metrics=True) as running:
+        with Client(running.address) as client:
+            client.classify(digits.images[:16], "classifier", rows_per_request=16)
+        text = urllib.request.urlopen(running.metrics_url, timeout=10).read().decode()
+    lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if "gpu_uuid=" in line)
+    found: dict[str, list[float]] = {}
+    for series, value in lines.items():
+        found.setdefault(series.partition("{")[0], []).append(float(value))
+    used, total = (max(found[f"inference_gpu_memory_{each}_bytes"]) for each in ("used", "total"))
+    assert 50e6 < used <= total
+    assert all(0 <= share <= 1 for share in found["inference_gpu_utilization_ratio"])
+    assert 1 < max(found["inference_gpu_power_watts"]) < 2000
+    assert max(found["inference_gpu_energy_joules_total"]) > 0
+    assert found["nv_gpu_memory_total_bytes"] == found["inference_gpu_memory_total_bytes"]

@@ -22,7 +22,7 @@ from test_counters import python
 
 from serving.counter_directory import fold, read
 from serving.counters import Counters, Merge
-from serving.errors import LoadFailure
+from serving.errors import LoadFailure, Rejection
 from serving.execution import Execution
 from serving.exposition import Collector
 from serving.families import FAMILIES, MODEL, ROWS, SECONDS, Exported, histogram
@@ -65,18 +65,25 @@ def value(found: Samples, name: str, **labels: str) -> float | None:
 
 def execution(*queue_seconds: float, rows: int = 1) -> Execution:
     """A batch of requests that took a second longer than they waited."""
-    return Execution(rows, queue_seconds, [q + 1 for q in queue_seconds], 0.25, 0.5, 0.125)
+    ones = [1] * len(queue_seconds)
+    return Execution(rows, ones, queue_seconds, [q + 1 for q in queue_seconds], 0.25, 0.5, 0.125)
 
 
 seconds = st.floats(0, 20) | st.sampled_from(SECONDS)
 executions = st.builds(
     lambda rows, times, stages: Execution(
-        rows, [queue for queue, _ in times], [request for _, request in times], *stages
+        rows,
+        [rows // (len(times) or 1)] * len(times),
+        [queue for queue, _ in times],
+        [request for _, request in times],
+        *stages,
     ),
     st.integers(1, 300),
     st.lists(st.tuples(seconds, seconds), max_size=4),
     st.tuples(seconds, seconds, seconds),
 )
+
+failures = st.sampled_from([("INTERNAL", Rejection.FAILED), ("CANCELLED", Rejection.CANCELLED)])
 
 
 class Reference:
@@ -88,6 +95,9 @@ class Reference:
         self.requests = Counter("inference_requests", "", (*MODEL, "code"), registry=self.registry)
         self.inferences = Counter("inference_inferences", "", MODEL, registry=self.registry)
         self.executions = Counter("inference_executions", "", MODEL, registry=self.registry)
+        labels = (*MODEL, "reason")
+        self.rejected = Counter("inference_rejected", "", labels, registry=self.registry)
+        self.request_bytes = Counter("inference_request_bytes", "", MODEL, registry=self.registry)
         self.histograms = {
             name: Histogram(f"inference_{name}", "", buckets=bounds, **new)  # type: ignore[arg-type]
             for name, bounds in {
@@ -97,6 +107,7 @@ class Reference:
                 "compute_infer_seconds": SECONDS,
                 "compute_output_seconds": SECONDS,
                 "batch_rows": ROWS,
+                "request_rows": ROWS,
             }.items()
         }
 
@@ -108,6 +119,7 @@ class Reference:
             "compute_infer_seconds": [execution.compute_infer_seconds],
             "compute_output_seconds": [execution.compute_output_seconds],
             "batch_rows": [execution.rows],
+            "request_rows": execution.request_rows,
         }.items():
             child = self.histograms[name].labels(**LABELS)
             for each in values:
@@ -116,15 +128,22 @@ class Reference:
         self.inferences.labels(**LABELS).inc(execution.rows)
         self.executions.labels(**LABELS).inc()
 
+    def failed(self, code: str, reason: Rejection, message_bytes: int) -> None:
+        self.requests.labels(**LABELS, code=code).inc()
+        self.rejected.labels(**LABELS, reason=reason).inc()
+        self.request_bytes.labels(**LABELS).inc(message_bytes)
+
 
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 2), executions), min_size=1, max_size=12),
-    st.lists(st.tuples(st.integers(0, 2), st.sampled_from(["INTERNAL", "CANCELLED"])), max_size=6),
+    st.lists(st.tuples(st.integers(0, 2), failures, st.integers(0, 999)), max_size=6),
     st.booleans(),
 )
 def test_the_sum_over_files_is_what_one_prometheus_client_would_show(
-    ran: list[tuple[int, Execution]], failed: list[tuple[int, str]], folded: bool
+    ran: list[tuple[int, Execution]],
+    failed: list[tuple[int, tuple[str, Rejection], int]],
+    folded: bool,
 ) -> None:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory)
@@ -133,9 +152,9 @@ def test_the_sum_over_files_is_what_one_prometheus_client_would_show(
         for worker, each in ran:
             models[worker].executed(each)
             reference.executed(each)
-        for worker, code in failed:
-            models[worker].failed(code, 0.5)
-            reference.requests.labels(**LABELS, code=code).inc()
+        for worker, (code, reason), size in failed:
+            models[worker].failed(code, reason, 0.5, size)
+            reference.failed(code, reason, size)
         if folded:
             fold(path)
         found = samples(registry_of(path))
@@ -151,8 +170,8 @@ def test_statistics_count_stages_once_per_request_and_batches_by_their_size(
     one.model("digits", 1).executed(execution(1, 2, 3, rows=5))
     two.model("digits", 1).executed(execution(4, rows=1))
     two.model("digits", 1).executed(execution(5, 6, rows=5))
-    two.model("digits", 1).failed("INVALID_ARGUMENT", 7)
-    one.model("digits", 1).failed("RESOURCE_EXHAUSTED", 8)
+    two.model("digits", 1).failed("INVALID_ARGUMENT", Rejection.INVALID_INPUT, 7, 0)
+    one.model("digits", 1).failed("RESOURCE_EXHAUSTED", Rejection.QUEUE_FULL, 8, 0)
     one.model("digits", 2)
     totals = one.totals()
     last = totals["digits", "1"].last_inference
@@ -251,13 +270,18 @@ def test_pending_requests_are_those_of_all_that_live(tmp_path: Path, began: list
 def test_a_refused_version_says_why_and_is_not_ready(tmp_path: Path) -> None:
     metrics = Metrics(tmp_path, "test")
     metrics.load_failed("digits", 1, LoadFailure.CHECKSUM)
-    metrics.unknown_model("NOT_FOUND")
+    metrics.refused("NOT_FOUND", Rejection.MODEL_NOT_FOUND, 17)
     found = samples(registry_of(tmp_path))
     failures = "inference_model_load_failures_total"
     assert value(found, failures, **LABELS, reason="checksum") == 1
     assert value(found, "inference_model_ready", **LABELS) == 0
     nobody = {"model": "", "version": "", "code": "NOT_FOUND"}
     assert value(found, "inference_requests_total", **nobody) == 1
+    nobody = {"model": "", "version": ""}
+    assert value(found, "inference_request_bytes_total", **nobody) == 17
+    rejected = "inference_rejected_total"
+    assert value(found, rejected, **nobody, reason="model_not_found") == 1
+    assert value(found, rejected, **nobody, reason="overloaded") == 0
     assert value(found, "inference_server_info", version="test") == 1
 
 

@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -172,6 +173,25 @@ def test_loading_and_unloading_acts_on_all_workers_before_it_is_answered(workers
         )
         assert code == CODE.NOT_FOUND
         assert details == "the model repository holds no model 'none'"
+
+
+def test_the_gauges_of_load_are_those_of_all_workers_and_end_at_zero(workers: Workers) -> None:
+    times = {"model": "times", "version": "1"}
+    before = workers.metric("inference_request_rows_sum", **times)
+    with workers.connections() as stubs:
+        futures = [stub.ModelInfer.future(times_request(1, 2, 3)) for stub in stubs for _ in "1234"]
+        assert {future.code() for future in futures} == {CODE.OK}
+        read = sum(times_request(1, 2, 3).ByteSize() for _ in futures)
+        assert workers.metric("inference_request_rows_sum", **times) - before == 3 * len(futures)
+        assert workers.metric("inference_request_bytes_total", **times) >= read
+    assert workers.metric("inference_in_flight_limit_requests") == 2 * (256 + 64)
+    assert workers.metric("inference_queue_limit_requests", **times) == 2 * 256
+    assert workers.metric("inference_instances", **times) == 2
+    assert workers.metric("inference_model_info", **times, device="cpu") == 1
+    names = ("in_flight_requests", "pending_requests", "instances_busy")
+    end = time.monotonic() + 10  # a caller has its answer a moment before the worker is done
+    while any(workers.metric(f"inference_{name}") for name in names):
+        assert time.monotonic() < end
 
 
 def test_log_and_trace_settings_act_on_all_workers_before_they_are_answered(
