@@ -15,11 +15,12 @@ from typing import NamedTuple
 from google.protobuf.message import DecodeError
 
 from serving import tensors
-from serving.batch import SHORTEST_RETRY, Answer, Outcome, Stages
+from serving.batch import SHORTEST_RETRY, Answer, Outcome, Stages, Tensors
 from serving.errors import BatcherClosed, InvalidInput, ModelNotReady, QueueFull
 from serving.metrics import Metrics
 from serving.parameters import Parameters, parameters
 from serving.pb import inference_pb2 as pb
+from serving.prediction_ids import Signer
 from serving.registry import ModelRegistry, ServedModel
 from serving.status import status_of
 from serving.tensors import RequestedOutput
@@ -73,11 +74,17 @@ class InferenceService:
     """Answers inference requests for the models of a registry, and counts them."""
 
     def __init__(
-        self, registry: ModelRegistry, metrics: Metrics, tracer: Tracer, priority_levels: int
+        self,
+        registry: ModelRegistry,
+        metrics: Metrics,
+        tracer: Tracer,
+        signer: Signer,
+        priority_levels: int,
     ) -> None:
         self._registry = registry
         self._metrics = metrics
         self._tracer = tracer
+        self._signer = signer
         self._priority_levels = priority_levels
         self._in_flight = 0
         self._last_wait = 0.0  # seconds that the last answer spent in the queue
@@ -180,15 +187,26 @@ class InferenceService:
         response = pb.ModelInferResponse(
             model_name=served.manifest.name, model_version=served.version, id=call.request_id
         )
+        outputs = served.outputs(answer)
         tensors.encode_outputs(
-            response, served.outputs(answer), call.outputs, served.manifest.labels, served.batchable
+            response, outputs, call.outputs, served.manifest.labels, served.batchable
         )
+        if ids := self._prediction_ids(served, outputs):
+            response.parameters["prediction_ids"].string_param = ids
         self._last_wait = answer.queue_seconds
         timing = Timing(served.version, answer.queue_seconds, answer.stages)
         if self._tracer.active:
             facts = functools.partial(_facts, call, timing)
             self._tracer.record(served.manifest.name, call.request_id, facts)
         return Reply(response.SerializeToString(), timing)
+
+    def _prediction_ids(self, served: ServedModel, outputs: Tensors) -> str:
+        """One for each row, joined by commas; none where the model has no class labels."""
+        predictions = served.predictions(outputs)
+        if not predictions:
+            return ""
+        name, classes = served.manifest.name, len(served.manifest.labels)
+        return ",".join(self._signer.ids(name, served.version, classes, predictions))
 
     def _refuse(self, call: _Call, error: Exception) -> None:
         """Answer with the error's status, and count it."""
