@@ -1,16 +1,15 @@
-"""The client to import: images in, labels and probabilities out. Imports nothing of the server.
+"""The client to import: images in, labels and probabilities out; true labels in, accuracy out.
 
-``python -m serving.client classify FILE... --model NAME`` does the same for image files.
+Imports nothing of the server. ``python -m serving.client`` is `client_commands`.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from enum import StrEnum
 from types import TracebackType
 from typing import TypeVar, cast
 
@@ -18,12 +17,14 @@ import grpc
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-import digit_image
+from serving.pb import digits_pb2, digits_pb2_grpc
 from serving.pb import inference_pb2 as pb
 from serving.pb import inference_pb2_grpc as pb_grpc
 
 ADDRESS = "localhost:8001"
 TIMEOUT = 10.0
+# Labels in one request; the server takes ten times as many.
+FEEDBACK_PER_REQUEST = 1000
 
 Question = TypeVar("Question")
 Reply = TypeVar("Reply")
@@ -46,6 +47,64 @@ class Classification:
     labels: tuple[str, ...]  # (N,) name of each image's class
     probabilities: NDArray[np.float32]  # (N, C)
     classes: tuple[str, ...]  # (C,) names of the columns
+    # (N,) for `Client.send_feedback`; empty where the model or the server gives none
+    prediction_ids: tuple[str, ...] = ()
+
+
+class Outcome(StrEnum):
+    """What became of a true label that was sent."""
+
+    COUNTED = "counted"
+    REPEATED = "repeated"  # counted before: nothing is left to do
+    MALFORMED = "malformed"
+    FORGED = "forged"  # of a server with another key
+    EXPIRED = "expired"
+    UNKNOWN_MODEL = "unknown_model"
+
+
+@dataclass(frozen=True, slots=True)
+class FeedbackResult:
+    """The outcome of one label, and why it was not counted."""
+
+    outcome: Outcome
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A share, from 0 to 1, and the bounds of its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """How far the requests of a window lie from what the model was trained for."""
+
+    population_stability_index: Mapping[str, float]  # by feature; empty with too few rows
+    drifted: bool
+    window_seconds: float
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelQuality:
+    """How right one version was, and what is known of that without labels; None for what is not."""
+
+    model: str
+    version: str
+    feedback_count: int
+    correct_count: int
+    accuracy: Interval | None
+    confusion: Mapping[tuple[str, str], int]  # by (truth, predicted), those above 0
+    holdout_accuracy: float | None
+    probe_accuracy: float | None
+    probe_passed: bool
+    estimated_accuracy: float | None
+    estimate_reliable: bool
+    drift: Drift | None
 
 
 class Client:
@@ -55,6 +114,7 @@ class Client:
         options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
         self._channel = grpc.insecure_channel(address, options)
         self._stub = pb_grpc.GRPCInferenceServiceStub(self._channel)
+        self._digits = digits_pb2_grpc.DigitsStub(self._channel)
         self._classes: dict[tuple[str, str], tuple[str, ...]] = {}
 
     def __enter__(self) -> Client:
@@ -109,7 +169,40 @@ class Client:
         probabilities = np.concatenate([each["probabilities"] for each in tensors])  # (N, C)
         classes = self._class_names(model, version, probabilities.shape[1], deadline)
         labels = tuple(classes[index] for index in indices)
-        return Classification(model, version, labels, probabilities, classes)
+        ids = [_prediction_ids(answer) for answer in answers]
+        told = tuple(each for some in ids for each in some) if all(ids) else ()
+        return Classification(model, version, labels, probabilities, classes, told)
+
+    def send_feedback(
+        self, prediction_ids: Sequence[str], labels: Sequence[str], *, timeout: float = TIMEOUT
+    ) -> list[FeedbackResult]:
+        """Tell the true label of each prediction, by its class's name; what became of each.
+
+        `timeout`, in seconds, is for all of them. A label that is refused fails no other; after
+        RequestFailed all may be sent again, as none is counted twice.
+        """
+        if len(prediction_ids) != len(labels):
+            raise ValueError(f"{len(prediction_ids)} prediction ids, but {len(labels)} labels")
+        deadline = time.monotonic() + timeout
+        items = [
+            digits_pb2.Feedback(prediction_id=each, label=label)
+            for each, label in zip(prediction_ids, labels, strict=True)
+        ]
+        results: list[FeedbackResult] = []
+        for start in range(0, len(items), FEEDBACK_PER_REQUEST):
+            some = items[start : start + FEEDBACK_PER_REQUEST]
+            request = digits_pb2.SendFeedbackRequest(feedback=some)
+            answer = _call(self._digits.SendFeedback, request, deadline)
+            results += [_feedback_result(each) for each in answer.results]
+        return results
+
+    def quality(
+        self, model: str = "", version: str = "", *, timeout: float = TIMEOUT
+    ) -> list[ModelQuality]:
+        """How right each version was, by all workers of the server since it started."""
+        request = digits_pb2.GetQualityRequest(model_name=model, model_version=version)
+        answer = _call(self._digits.GetQuality, request, time.monotonic() + timeout)
+        return [_quality(each) for each in answer.models]
 
     def _infer(
         self, images: NDArray[np.uint8], model: str, version: str, deadline: float
@@ -161,47 +254,51 @@ def _outputs(answer: pb.ModelInferResponse) -> dict[str, NDArray[np.generic]]:
     }
 
 
+def _prediction_ids(answer: pb.ModelInferResponse) -> list[str]:
+    if "prediction_ids" not in answer.parameters:
+        return []
+    return answer.parameters["prediction_ids"].string_param.split(",")
+
+
+def _feedback_result(result: digits_pb2.FeedbackResult) -> FeedbackResult:
+    name = digits_pb2.FeedbackResult.Outcome.Name(result.outcome)
+    return FeedbackResult(Outcome[name], result.reason)
+
+
+def _quality(each: digits_pb2.ModelQuality) -> ModelQuality:
+    def given(name: str) -> float | None:
+        return getattr(each, name) if each.HasField(name) else None  # type: ignore[arg-type]
+
+    share, drift = each.accuracy, each.drift
+    return ModelQuality(
+        model=each.model_name,
+        version=each.model_version,
+        feedback_count=each.feedback_count,
+        correct_count=each.correct_count,
+        accuracy=Interval(share.value, share.low, share.high)
+        if each.HasField("accuracy")
+        else None,
+        confusion={(cell.truth, cell.predicted): cell.count for cell in each.confusion},
+        holdout_accuracy=given("holdout_accuracy"),
+        probe_accuracy=given("probe_accuracy"),
+        probe_passed=each.probe_passed,
+        estimated_accuracy=given("estimated_accuracy"),
+        estimate_reliable=each.estimate_reliable,
+        drift=_drift(drift) if each.HasField("drift") else None,
+    )
+
+
+def _drift(drift: digits_pb2.Drift) -> Drift:
+    indices = dict(drift.population_stability_index)
+    return Drift(indices, drift.drifted, drift.window_seconds, drift.rows)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """0: classified; 1: the server failed or was not there; 2: a file or an option is at fault."""
-    arguments = _parser().parse_args(argv)
-    try:
-        images = [_read(file) for file in arguments.files]
-        with Client(arguments.address) as client:
-            answer = client.classify(np.stack(images), arguments.model, timeout=arguments.timeout)
-    except (digit_image.ImageError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except RequestFailed as error:
-        print(f"error: {arguments.address}: {error}", file=sys.stderr)
-        return 1
-    for file, label, row in zip(arguments.files, answer.labels, answer.probabilities, strict=True):
-        print(f"{file}\t{label}\t{row.max():.4f}")
-    return 0
+    """``python -m serving.client COMMAND``; returns the exit status."""
+    # Not at the top: it imports this module, which as __main__ is there a second time.
+    from serving import client_commands
 
-
-def _read(file: Path) -> NDArray[np.uint8]:
-    """One file as MNIST would have held it; ImageError names the file."""
-    try:
-        return digit_image.normalise(digit_image.read_image(file))
-    except digit_image.ImageError as error:
-        text = str(error)
-        raise digit_image.ImageError(text if str(file) in text else f"{file}: {text}") from None
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m serving.client", description="Ask a running server."
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    text = "print file, label and probability for each image"
-    command = commands.add_parser("classify", help=text, description=text)
-    command.add_argument("files", nargs="+", type=Path, metavar="FILE", help="PNG or JPEG")
-    command.add_argument("--model", required=True, help="name of the model")
-    command.add_argument("--address", default=ADDRESS, help="host:port [%(default)s]")
-    command.add_argument(
-        "--timeout", type=float, default=TIMEOUT, help="seconds for the answer [%(default)g]"
-    )
-    return parser
+    return client_commands.main(argv)
 
 
 if __name__ == "__main__":

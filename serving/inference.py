@@ -29,6 +29,8 @@ from serving.families import Exported
 from serving.metrics import Metrics
 from serving.parameters import Parameters, parameters
 from serving.pb import inference_pb2 as pb
+from serving.prediction_ids import Signer
+from serving.predictions import Prediction
 from serving.registry import ModelRegistry, ServedModel
 from serving.status import reason_of, status_of
 from serving.tensors import RequestedOutput
@@ -83,11 +85,17 @@ class InferenceService:
     """Answers inference requests for the models of a registry, and counts them."""
 
     def __init__(
-        self, registry: ModelRegistry, metrics: Metrics, tracer: Tracer, priority_levels: int
+        self,
+        registry: ModelRegistry,
+        metrics: Metrics,
+        tracer: Tracer,
+        signer: Signer,
+        priority_levels: int,
     ) -> None:
         self._registry = registry
         self._metrics = metrics
         self._tracer = tracer
+        self._signer = signer
         self._priority_levels = priority_levels
         self._in_flight = 0
         self._shown_in_flight = metrics.slots(Exported.in_flight)  # stored to under `_changed`
@@ -197,7 +205,10 @@ class InferenceService:
         tensors.encode_outputs(
             response, outputs, call.outputs, served.manifest.labels, served.batchable
         )
-        served.observe(served.predictions(outputs))
+        if predictions := served.predictions(outputs):
+            served.observe(predictions)
+            ids = self._prediction_ids(served, predictions)
+            response.parameters["prediction_ids"].string_param = ids
         self._last_wait = answer.queue_seconds
         timing = Timing(served.version, answer.queue_seconds, answer.stages)
         if self._tracer.active:
@@ -206,6 +217,11 @@ class InferenceService:
         message = response.SerializeToString()
         served.metrics.replied(call.message_bytes, len(message))
         return Reply(message, timing)
+
+    def _prediction_ids(self, served: ServedModel, predictions: Sequence[Prediction]) -> str:
+        """One for each row, joined by commas."""
+        name, classes = served.manifest.name, len(served.manifest.labels)
+        return ",".join(self._signer.ids(name, served.version, classes, predictions))
 
     def _refuse(self, call: _Call, error: Exception) -> None:
         """Answer with the error's status, and count it."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from serving import counter_directory
+from serving.counter_directory import Sums
 from serving.counters import SUPERVISOR, Counters
 from serving.errors import LoadFailure, Rejection
 from serving.execution import Execution
@@ -101,11 +102,15 @@ class Metrics:
         return self.counters.record(family.series(*labels), family.slots).slots
 
     def totals(self) -> Mapping[tuple[str, str], ModelTotals]:
-        """What every version did in all processes of the directory, by name and version.
+        """What every version did in all processes of the directory, by name and version."""
+        return model_totals(self.sums())
+
+    def sums(self) -> Sums:
+        """Every series, over all processes of the directory.
 
         It reads and adds up all the files: about a millisecond for each.
         """
-        return model_totals(counter_directory.read(self._directory).sums)
+        return counter_directory.read(self._directory).sums
 
 
 class Refusals:

@@ -6,6 +6,7 @@ beside the model's own outputs from the run to each request's share of it. Count
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -29,8 +30,8 @@ class Prediction(NamedTuple):
 
     label: int  # index into the manifest's labels
     confidence: float  # the model's own probability of that class; NaN where it gives none
-    calibrated: float  # the same by the manifest's temperature, where it has one
-    ink: float  # mean of the row's input, from 0 to 1; NaN where that is not one of UINT8
+    calibrated: float = math.nan  # the same by the manifest's temperature, where it has one
+    ink: float = math.nan  # mean input from 0 to 1; NaN where that is not UINT8
 
 
 def class_output(manifest: Manifest) -> TensorSpec | None:

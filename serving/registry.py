@@ -104,6 +104,11 @@ class ServedModel:
             return answer.outputs
         return {name: array[0, ...] for name, array in answer.outputs.items()}
 
+    @property
+    def tells_classes(self) -> bool:
+        """It has class labels, and an output that tells which."""
+        return self._predictor is not None
+
     def predictions(self, outputs: Tensors) -> Sequence[Prediction]:
         """What the model says of each row of a request's `outputs`; none without class labels."""
         return self._predictor.of(outputs) if self._predictor else ()

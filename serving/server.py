@@ -6,11 +6,12 @@ processes there are: `/metrics` and the directory of counters. `workers` runs se
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import grpc
@@ -23,13 +24,17 @@ from serving.addresses import address, check_free
 from serving.admin import Admin, ProcessAdmin
 from serving.config import ServerConfig
 from serving.control import ModelControl
+from serving.counted_ids import CountedIds
 from serving.counter_directory import CounterDirectory
 from serving.device import runtime_for
+from serving.digits import DIGITS, add_digits_service
 from serving.drift_watch import DriftWatch
-from serving.errors import ModelLoadError
+from serving.errors import ModelLoadError, StartupError
 from serving.families import Exported
+from serving.feedback import Feedback, published_labels
 from serving.inference import InferenceService
 from serving.metrics import Metrics
+from serving.prediction_ids import Signer, feedback_keys
 from serving.receiving import ReceivingPool
 from serving.registry import ModelRegistry, ServedModel
 from serving.scrapes import MetricsServer
@@ -59,7 +64,8 @@ log = logging.getLogger("serving")
 class InferenceServer:
     """The gRPC server of one process. `start` makes it answer and loads the models behind that.
 
-    `counters` is the directory that the process counts in; `admin_of` makes of what changes this
+    `counters` is the directory that the process counts in; `keys` sign prediction ids, the same in
+    all processes; `admin_of` makes of what changes this
     process what changes the whole server; `group_ready` tells whether all other processes are
     ready. Raises StartupError for what an operator must put right first.
     """
@@ -68,6 +74,7 @@ class InferenceServer:
         self,
         config: ServerConfig,
         counters: Path,
+        keys: Sequence[bytes],
         *,
         worker: int = 0,
         admin_of: Callable[[ProcessAdmin], Admin] = lambda admin: admin,
@@ -85,8 +92,10 @@ class InferenceServer:
         self.control = ModelControl(config, self.registry, self._load, self._metrics)
         tracer = Tracer()
         self.admin = ProcessAdmin(self.control, tracer)
+        signer = Signer(keys)
+        self._feedback = _feedback(config, counters, signer, self._metrics)
         self.service = InferenceService(
-            self.registry, self._metrics, tracer, config.priority_levels
+            self.registry, self._metrics, tracer, signer, config.priority_levels
         )
         servicer = InferenceServicer(
             self.registry,
@@ -186,7 +195,9 @@ class InferenceServer:
             raise ModelLoadError(message, "manifest")
         model_repository.require_model_name(name)
         model = models.load(directory, manifest, self._runtime)
-        return ServedModel(model, self._config, self._metrics.model(name, manifest.version))
+        served = ServedModel(model, self._config, self._metrics.model(name, manifest.version))
+        self._feedback.expect(manifest)
+        return served
 
     def _model_changed(self, name: str, served: bool) -> None:
         if not self._stopping:
@@ -199,7 +210,8 @@ class InferenceServer:
         self._handlers = Handlers(self.service, handlers(servicer), room)
         self._grpc.add_generic_rpc_handlers((self._handlers,))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-        names = [SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME]
+        add_digits_service(self._grpc, self._feedback, self.registry, self._metrics, self._config)
+        names = [SERVICE.full_name, DIGITS.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME]
         reflection.enable_server_reflection(names, self._grpc)
 
 
@@ -207,9 +219,10 @@ class Server:
     """A whole server in this process: inference, metrics, and the directory of counters."""
 
     def __init__(self, config: ServerConfig) -> None:
+        keys = feedback_keys(config.feedback_key_file)
         self._counters = CounterDirectory()
         try:
-            self.inference = InferenceServer(config, self._counters.path)
+            self.inference = InferenceServer(config, self._counters.path, keys)
         except BaseException:
             self._counters.close()
             raise
@@ -244,6 +257,15 @@ def version() -> str:
         return importlib.metadata.version("digits")
     except importlib.metadata.PackageNotFoundError:
         return "source"
+
+
+def _feedback(config: ServerConfig, counters: Path, signer: Signer, metrics: Metrics) -> Feedback:
+    try:
+        counted = CountedIds(counters, config.feedback_memory)
+    except OSError as error:
+        raise StartupError(f"--feedback-memory: {counters}: {error.strerror}") from None
+    published = functools.partial(published_labels, config.model_repository)
+    return Feedback(signer, metrics, counted, published, config.feedback_ttl)
 
 
 def _grpc_server(config: ServerConfig) -> grpc.Server:

@@ -151,7 +151,7 @@ class InferenceServicer:
 def handlers(servicer: InferenceServicer) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
     """A handler for every method of the service but inference, by its name."""
     return {
-        method.name: _unary(
+        method.name: unary(
             getattr(servicer, method.name, _shared_memory), GetMessageClass(method.input_type)
         )
         for method in SERVICE.methods
@@ -159,9 +159,11 @@ def handlers(servicer: InferenceServicer) -> dict[str, grpc.RpcMethodHandler[Any
     }
 
 
-def _unary(
+def unary(
     method: Callable[[Any, str], Message], kind: type[Message]
 ) -> grpc.RpcMethodHandler[Any, Any]:
+    """The handler of a method of the request and the caller's peer that raises ServingErrors."""
+
     def answer(request: Message, context: grpc.ServicerContext) -> Message:
         try:
             return method(request, context.peer())

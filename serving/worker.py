@@ -40,6 +40,7 @@ class _Worker:
         self._server = InferenceServer(
             order.config,
             order.counters,
+            order.feedback_keys,
             worker=order.number,
             admin_of=lambda admin: self._group,
             group_ready=lambda: self._group_ready,

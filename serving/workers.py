@@ -17,6 +17,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
+from serving import counted_ids
 from serving.addresses import address, cannot_listen, check_free
 from serving.changes import Changes
 from serving.config import ServerConfig
@@ -25,6 +26,7 @@ from serving.drift_watch import DriftWatch
 from serving.errors import StartupError
 from serving.messages import Do, Done, Failed, GroupReady, Order, Ready, Stop, Told
 from serving.metrics import SupervisorMetrics
+from serving.prediction_ids import feedback_keys
 from serving.scrapes import MetricsServer
 from serving.worker import run
 
@@ -55,6 +57,7 @@ class Supervisor:
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
+        self._feedback_keys = feedback_keys(config.feedback_key_file)
         self._context = multiprocessing.get_context("spawn")
         self._counters = CounterDirectory()
         self._metrics = SupervisorMetrics(self._counters.path)
@@ -109,6 +112,7 @@ class Supervisor:
             replacement=self._all_ready,
             journal=self._changes.journal,
             group_ready=self._all_ready,
+            feedback_keys=self._feedback_keys,
         )
         process = self._context.Process(
             target=run, args=(order, theirs), name=f"worker-{number}", daemon=True
@@ -192,7 +196,8 @@ class Supervisor:
             *(slot.number, slot.process.pid, slot.process.exitcode, lived, pause),
         )
         self._due[slot.number] = (time.monotonic() + pause, failures)
-        self._metrics.restarted()
+        with counted_ids.settled(self._counters.path):  # it may have died while it counted
+            self._metrics.restarted()
         for told in self._changes.leave(slot.number):
             self._tell(told)
 

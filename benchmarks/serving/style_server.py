@@ -23,6 +23,7 @@ from serving import transport
 from serving.config import ServerConfig
 from serving.counter_directory import CounterDirectory
 from serving.inference import InferenceService, Refusal, Reply
+from serving.prediction_ids import feedback_keys
 from serving.processes import collect_less_often
 from serving.server import InferenceServer
 
@@ -44,7 +45,7 @@ def main() -> None:
     )
     collect_less_often()
     counters = CounterDirectory()
-    server = InferenceServer(config, counters.path)
+    server = InferenceServer(config, counters.path, feedback_keys(None))
     server.control.start()
     address = f"127.0.0.1:{arguments.port}"
     if arguments.style == "aio":
