@@ -123,17 +123,24 @@ class Refusals:
         self._labels = labels
         self._lock = metrics.counters.lock
         self._request_bytes = metrics.slots(Exported.request_bytes, *labels)
+        self._known: dict[tuple[str, Rejection], tuple[Slots, Slots]] = {}
         for reason in reasons:  # from 0, or else rate() misses the first
             metrics.slots(Exported.rejected, *labels, reason)
 
     def count(self, code: str, reason: Rejection, message_bytes: int) -> None:
         """One more, with that gRPC status."""
-        requests = self._metrics.slots(Exported.requests, *self._labels, code)
-        rejected = self._metrics.slots(Exported.rejected, *self._labels, reason)
+        requests, rejected = self._known.get((code, reason)) or self._slots(code, reason)
         with self._lock:
             requests[0] += 1
             rejected[0] += 1
             self._request_bytes[0] += message_bytes
+
+    def _slots(self, code: str, reason: Rejection) -> tuple[Slots, Slots]:
+        """Looked up once: under overload, most that the server does is to refuse."""
+        requests = self._metrics.slots(Exported.requests, *self._labels, code)
+        rejected = self._metrics.slots(Exported.rejected, *self._labels, reason)
+        self._known[code, reason] = requests, rejected
+        return requests, rejected
 
 
 class ModelMetrics:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,22 @@ import numpy as np
 import pytest
 from conftest import Digits, Running
 
-from benchmarks.serving import h2load, http2, open_loop, process, session, table, targets, wire
+from benchmarks.serving import (
+    contestants,
+    h2load,
+    http2,
+    open_loop,
+    process,
+    session,
+    table,
+    targets,
+    wire,
+)
 from benchmarks.serving.checker import Checker, wait_until
 from benchmarks.serving.measure import Refused, Tuned, agree, choose
 from benchmarks.serving.models import Model
 from benchmarks.serving.overload import ceiling
-from benchmarks.serving.peers import Tuning
+from benchmarks.serving.peers import BUILT_IN, Tuning
 from serving.pb import inference_pb2 as pb
 
 REPORT = """\
@@ -180,6 +191,49 @@ def test_the_no_op_server_answers_with_its_file(style: str, tmp_path: Path, digi
         checker.check_all()
         checker.close()
     assert (checker.checked, server.returncode) == (2, 0)
+
+
+@pytest.mark.parametrize("left_out", [(), ("counting",), ("counting", "quality")])
+def test_a_server_that_leaves_work_out_answers_as_the_whole_one_does(
+    left_out: tuple[str, ...], repository: Path, tmp_path: Path, running: Running, digits: Digits
+) -> None:
+    image = digits.images[:1]
+    request = pb.ModelInferRequest.FromString(wire.encode_v2("classifier", image))
+    raw = running.stub.ModelInfer(request).raw_output_contents[0]
+    expected = np.frombuffer(raw, np.float32).reshape(1, 2)
+    model = Model("classifier", "fp32", Path(), Path(), image, expected)
+    ours = contestants.Ours(repository)
+    contestant = (
+        contestants.ablated(ours, left_out) if left_out else contestants.digits(ours, "fp32")
+    )
+    launch = contestant.launch(model, BUILT_IN, tmp_path)
+    assert bool(launch.metrics_port) == (not left_out)
+    port = int(launch.command[launch.command.index("--metrics-port") + 1])
+    with process.running(launch.command, launch.environment, tmp_path) as server:
+        assert wait_until(lambda: session.listens(launch.port), lambda: server.poll() is None, 20)
+        checker = Checker(launch.port, wire.V2, model, fixed=False)
+        assert wait_until(checker.ready, lambda: server.poll() is None, 20)
+        checker.check_all()
+        checker.close()
+        text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read()
+    counted = session.parse_counters(text.decode(), "classifier").get("OK", 0)
+    assert counted == (0 if left_out else checker.checked)
+
+
+def test_what_is_saved_without_counting_is_what_metrics_cost() -> None:
+    loads = {"digits": [100.0, 110.0, 300.0], "digits without counting": [98.0, 99.0, 102.0]}
+    loads["digits without counting and quality"] = [55.0]
+    servers = {
+        name: {"cpu_us": cpu, "requests_per_second": [1000.0], "others_cpu": [0.01]}
+        for name, cpu in loads.items()
+    }
+    machine = {"processor": "p", "cores": 2, "memory_gib": 8, "python": "3", "versions": {}}
+    record = {"metrics": {"machine": machine | {"commit": "c", "date": "d"}, "servers": servers}}
+    shown = table.table(record)
+    assert "| linear, metrics' share of the server's CPU | ≤ 0.05 | 0.10 | MISSED |" in shown
+    assert "| digits without counting | 3 | 99.0 | 98.0 to 102.0 | 10.0% | 1,000 | 1% |" in shown
+    assert "| digits without counting and quality | 1 | 55.0 | 55.0 to 55.0 | 50.0% |" in shown
+    assert not table.all_met(record)
 
 
 def test_the_table_says_what_was_met_and_what_was_missed() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe
-from benchmarks.serving import environments
+from benchmarks.serving import environments, metrics_cost
 from benchmarks.serving.compare import FAILURES, Compared, Plan, compare
 from benchmarks.serving.contestants import Ours, contestants
 from benchmarks.serving.h2load import LoadFailed, require_h2load
@@ -26,8 +26,8 @@ from benchmarks.serving.table import all_met, table
 from model_repository import versions
 
 RESULTS = Path(__file__).parent.parent / "results"
-SECTIONS = ("compared", "load", "overload")
-QUICK_SECTIONS = ("compared", "overload")
+SECTIONS = ("compared", "load", "overload", "metrics")
+QUICK_SECTIONS = ("compared", "overload", "metrics")
 QUICK_SECONDS = 2.0
 _PACKAGES = ("grpcio", "onnxruntime", "numpy")
 
@@ -89,6 +89,18 @@ def main() -> int:
         results.save(
             "overload", {"seconds": plan.seconds, "goodput": found.goodput, **asdict(found)}
         )
+    if "metrics" in sections and metrics_cost.MODEL in plan.models:
+        try:
+            metrics_cost.metrics_cost(
+                ours,
+                plan.cores,
+                plan.rounds,
+                plan.seconds,
+                lambda found: results.save("metrics", {"seconds": plan.seconds, "servers": found}),
+            )
+        except FAILURES as error:
+            print(f"error: metrics: {error}", file=sys.stderr)
+            return 1
     print(table(results.record))
     return 0 if all_met(results.record) else 1
 

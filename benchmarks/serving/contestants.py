@@ -72,20 +72,35 @@ def contestants(ours: Ours, environments_directory: Path) -> list[Contestant]:
 
 def digits(ours: Ours, precision: str) -> Contestant:
     """Our server, on one of a model's precisions."""
+    name = "digits" if precision == "fp32" else f"digits {precision}"
+    return Contestant(name, V2, _launcher(ours, precision, ["serving"]), precision, few=LARGEST)
+
+
+def ablated(ours: Ours, left_out: Sequence[str]) -> Contestant:
+    """Our server without parts of its work, as `ablated_server` names them; fp32."""
+    program = ["benchmarks.serving.ablated_server", ",".join(left_out)]
+    launch = _launcher(ours, "fp32", program, counts="counting" not in left_out)
+    return Contestant(f"digits without {' and '.join(left_out)}", V2, launch)
+
+
+def _launcher(
+    ours: Ours, precision: str, program: Sequence[str], *, counts: bool = True
+) -> Callable[[Model, Tuning, Path], Launch]:
+    """How our server is started, as a Python module with arguments before its options."""
 
     def launch(model: Model, tuning: Tuning, directory: Path) -> Launch:
         """All models of the repository are served, whichever is asked."""
         grpc_port, metrics_port = free_ports(2)
-        command = [sys.executable, "-m", "serving", "--precision", precision]
+        command = [sys.executable, "-m", *program, "--precision", precision]
         command += ["--model-repository", str(ours.repository), "--intra-op-threads", "1"]
         command += ["--grpc-port", str(grpc_port), "--metrics-port", str(metrics_port)]
         if tuning.batch:
             command += ["--max-batch-size", str(tuning.batch)]
         command += ours.options
-        return Launch(command, grpc_port, {"PYTHONPATH": str(ROOT)}, metrics_port)
+        environment = {"PYTHONPATH": str(ROOT)}
+        return Launch(command, grpc_port, environment, metrics_port if counts else 0)
 
-    name = "digits" if precision == "fp32" else f"digits {precision}"
-    return Contestant(name, V2, launch, precision, few=LARGEST)
+    return launch
 
 
 def noop(style: str) -> Callable[[Model, Tuning, Path], Launch]:

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Sequence
 
 from benchmarks.machine import sentence
 from benchmarks.serving.measure import ROWS
-from benchmarks.serving.targets import ALONE, Figure, Record, Verdict, overload_verdict, verdicts
+from benchmarks.serving.targets import (
+    ALONE,
+    Figure,
+    Record,
+    Verdict,
+    cost_share,
+    metrics_verdict,
+    overload_verdict,
+    verdicts,
+)
 
 _HOW = """\
 The server and all that it starts have one core, what asks it another. Requests are single 28x28
@@ -25,12 +35,7 @@ more than a few percent, and the figures are not to be trusted.
 def table(record: Record) -> str:
     """All sections that are there."""
     parts = ["# Serving, side by side\n"]
-    judged: list[Verdict] = []
-    if "compared" in record:
-        judged += verdicts(record["compared"])
-    if "overload" in record and (verdict := overload_verdict(record["overload"])):
-        judged.append(verdict)
-    if judged:
+    if judged := _judged(record):
         parts.append(_targets(judged))
     if "compared" in record:
         parts.append(_compared(record["compared"]))
@@ -38,15 +43,23 @@ def table(record: Record) -> str:
         parts.append(_load(record["load"]))
     if "overload" in record:
         parts.append(_overload(record["overload"]))
+    if "metrics" in record:
+        parts.append(_metrics(record["metrics"]))
     return "\n".join(parts)
 
 
 def all_met(record: Record) -> bool:
     """No measured target is missed."""
+    return all(verdict.met for verdict in _judged(record))
+
+
+def _judged(record: Record) -> list[Verdict]:
     judged = verdicts(record["compared"]) if "compared" in record else []
     if "overload" in record and (verdict := overload_verdict(record["overload"])):
         judged.append(verdict)
-    return all(verdict.met for verdict in judged)
+    if "metrics" in record:
+        judged.append(metrics_verdict(record["metrics"]))
+    return judged
 
 
 def grid(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -206,3 +219,26 @@ def _percentile(first: Record, second: Record, name: str) -> str:
     return ", ".join(
         f"{each['latency_ms'].get(name, float('nan')):.1f}" for each in (first, second)
     )
+
+
+def _metrics(record: Record) -> str:
+    rows = []
+    for name, each in record["servers"].items():
+        cpu = each["cpu_us"]
+        saved = "" if name == "digits" else f"{cost_share(record['servers'], name):.1%}"
+        spread = f"{min(cpu):.1f} to {max(cpu):.1f}"
+        rate, others = statistics.median(each["requests_per_second"]), max(each["others_cpu"])
+        median = f"{statistics.median(cpu):.1f}"
+        rows.append([name, len(cpu), median, spread, saved, f"{rate:,.0f}", f"{others:.0%}"])
+    head = ["", "loads", "CPU µs per request", "of all loads", "saved", "requests/s", "others"]
+    return f"## What metrics cost\n\nOn {sentence(record['machine'])}. {_ABLATED}\n" + grid(
+        head, rows
+    )
+
+
+_ABLATED = """\
+linear, single images, 64 in flight. The same server with parts of its work left out, which no
+option does: without counting, nothing of a request or a batch is counted; without quality, no
+prediction is read from the outputs, and no prediction id is made. They run side by side on one
+core, are asked in turns, and are started anew in each round.
+"""

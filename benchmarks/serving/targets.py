@@ -120,6 +120,7 @@ TARGETS = (
     ),
 )
 _GOODPUT = 0.9  # of the ceiling
+_METRICS = 0.05  # of the server's CPU time
 
 
 def verdicts(record: Record) -> list[Verdict]:
@@ -138,3 +139,15 @@ def overload_verdict(record: Record) -> Verdict | None:
         return None
     text = "resnet18 at 3x capacity, answers/s over the ceiling"
     return Verdict(text, record["goodput"] / record["ceiling"], _GOODPUT, at_most=False)
+
+
+def metrics_verdict(record: Record) -> Verdict:
+    """Of the section `metrics`."""
+    share = cost_share(record["servers"], "digits without counting")
+    return Verdict("linear, metrics' share of the server's CPU", share, _METRICS, at_most=True)
+
+
+def cost_share(servers: Mapping[str, Any], without: str) -> float:
+    """Of the whole server's CPU time per request, what the other does without."""
+    whole, less = (statistics.median(servers[name]["cpu_us"]) for name in ("digits", without))
+    return float(1 - less / whole)
