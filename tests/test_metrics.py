@@ -361,6 +361,19 @@ def test_the_openmetrics_text_that_prometheus_asks_for_says_the_same(tmp_path: P
     assert {key: found[key] for key in ours} == {key: plain[key] for key in ours}
 
 
+def test_durations_have_buckets_from_50_microseconds_to_10_seconds() -> None:
+    bounds = {
+        each.name: (each.bounds[0], each.bounds[-1])
+        for each in FAMILIES
+        if each.kind == "histogram" and each.name.endswith("_seconds")
+    }
+    stages = ("request", "queue", "compute_input", "compute_infer", "compute_output")
+    assert bounds == {
+        **{f"inference_{stage}_seconds": (50e-6, 10.0) for stage in stages},
+        "inference_feedback_delay_seconds": (1.0, 30 * 86400.0),
+    }
+
+
 def test_a_directory_is_not_registered_twice(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Duplicated timeseries"):
         registry_of(tmp_path, tmp_path)

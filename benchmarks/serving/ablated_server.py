@@ -2,28 +2,35 @@
 
     python -m benchmarks.serving.ablated_server PART[,PART] [OPTION OF python -m serving ...]
 
-`counting`: nothing of a request or a batch is counted; what is left is one store for each request
-that comes or goes. `quality`: the outputs are not read for predictions, so that there are no
-prediction ids, and nothing that is counted or made of predictions.
+`metrics`: nothing of a request or a batch is counted, nor made only to be counted; what is left is
+one store for each request that comes or goes. `quality`: the outputs are not read for predictions
+at all, so that there are no prediction ids either.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable
 
-from serving import batcher, registry
+from serving import batcher, predictions, registry
 from serving.main import main
 from serving.metrics import Metrics, ModelMetrics
+from serving.prediction_counts import PredictionCounts
+
+COUNTING = ("executed", "replied", "failed", "pending", "busy")
 
 
-def without_counting() -> None:
-    """Replace whatever counts, and what is made for it only, by nothing."""
-    for name in [name for name in vars(ModelMetrics) if not name.startswith("_")]:
-        setattr(ModelMetrics, name, _nothing)
+def without_metrics() -> None:
+    """Replace what each request or batch passes through by nothing."""
+    for name in COUNTING:
+        replace(ModelMetrics, name, _nothing)
     replace(Metrics, "refused", _nothing)
     replace(batcher, "execution", _nothing)
+    replace(PredictionCounts, "add", _nothing)
+    replace(predictions, "ink", lambda images, rows: math.nan)
+    replace(predictions, "calibrated", lambda scores, top, temperature: top)
 
 
 def without_quality() -> None:
@@ -32,7 +39,7 @@ def without_quality() -> None:
 
 
 def replace(owner: object, name: str, by: object) -> None:
-    """AttributeError where there is no such thing, which must not pass for having no cost."""
+    """AttributeError where there is no such thing, which must not pass for costing nothing."""
     getattr(owner, name)
     setattr(owner, name, by)
 
@@ -41,7 +48,7 @@ def _nothing(*arguments: object, **named: object) -> None:
     pass
 
 
-PARTS: dict[str, Callable[[], None]] = {"counting": without_counting, "quality": without_quality}
+PARTS: dict[str, Callable[[], None]] = {"metrics": without_metrics, "quality": without_quality}
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def digits(ours: Ours, precision: str) -> Contestant:
 def ablated(ours: Ours, left_out: Sequence[str]) -> Contestant:
     """Our server without parts of its work, as `ablated_server` names them; fp32."""
     program = ["benchmarks.serving.ablated_server", ",".join(left_out)]
-    launch = _launcher(ours, "fp32", program, counts="counting" not in left_out)
+    launch = _launcher(ours, "fp32", program, counts="metrics" not in left_out)
     return Contestant(f"digits without {' and '.join(left_out)}", V2, launch)
 
 

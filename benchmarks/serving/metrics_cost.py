@@ -1,4 +1,4 @@
-"""What metrics cost: our server, and the same without counting, at full load of single images.
+"""What metrics cost: our server, and the same without metrics, at full load of single images.
 
 All run at the same time on the server's core and are asked in turns, so that what else the machine
 does meets all alike. CPU time per request is compared: it varies less than throughput.
@@ -17,9 +17,9 @@ from benchmarks.serving.peers import BUILT_IN
 from benchmarks.serving.process import Cores
 from benchmarks.serving.session import started
 
-MODEL = "linear"  # the fastest: a request that costs little shows best what counting adds
+MODEL = "linear"  # the fastest: a request that costs little shows best what metrics add
 REPEATS = 3  # loads of each server in each round
-LEFT_OUT = (("counting",), ("counting", "quality"))
+LEFT_OUT = (("metrics",), ("metrics", "quality"))
 
 Found = dict[str, dict[str, list[float]]]
 

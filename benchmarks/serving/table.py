@@ -238,7 +238,8 @@ def _metrics(record: Record) -> str:
 
 _ABLATED = """\
 linear, single images, 64 in flight. The same server with parts of its work left out, which no
-option does: without counting, nothing of a request or a batch is counted; without quality, no
-prediction is read from the outputs, and no prediction id is made. They run side by side on one
-core, are asked in turns, and are started anew in each round.
+option does: without metrics, nothing of a request or a batch is counted, nor made only to be
+counted; without quality, no prediction is read from the outputs, and no prediction id is made.
+They run side by side on one core, are asked in turns, and are started anew in each round. Scrapes
+are not in it.
 """

@@ -143,7 +143,7 @@ def overload_verdict(record: Record) -> Verdict | None:
 
 def metrics_verdict(record: Record) -> Verdict:
     """Of the section `metrics`."""
-    share = cost_share(record["servers"], "digits without counting")
+    share = cost_share(record["servers"], "digits without metrics")
     return Verdict("linear, metrics' share of the server's CPU", share, _METRICS, at_most=True)
 
 
