@@ -267,6 +267,17 @@ def test_pending_requests_are_those_of_all_that_live(tmp_path: Path, began: list
     assert value(samples(registry), "inference_pending_requests", **LABELS) == 4
 
 
+def test_a_version_that_was_loaded_anew_as_something_else_is_shown_as_that(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path, "test")
+    for precision in ("fp32", "int8", "fp32"):
+        metrics.model("digits", 1).runs_on(precision, "cpu", "CPUExecutionProvider")
+        found = samples(registry_of(tmp_path))
+        infos = {
+            dict(labels)["precision"]: v for (n, labels), v in found.items() if "model_info" in n
+        }
+        assert {each for each, shown in infos.items() if shown} == {precision}
+
+
 def test_a_refused_version_says_why_and_is_not_ready(tmp_path: Path) -> None:
     metrics = Metrics(tmp_path, "test")
     metrics.load_failed("digits", 1, LoadFailure.CHECKSUM)

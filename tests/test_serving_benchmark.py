@@ -221,8 +221,11 @@ def test_a_server_that_leaves_work_out_answers_as_the_whole_one_does(
 
 
 def test_what_is_saved_without_metrics_is_what_metrics_cost() -> None:
-    loads = {"digits": [100.0, 110.0, 300.0], "digits without metrics": [98.0, 99.0, 102.0]}
-    loads["digits without metrics and quality"] = [55.0]
+    loads = {
+        "digits": [100.0, 200.0, 110.0],
+        "digits without metrics": [99.0, 180.0, 11.0],
+        "digits without metrics and quality": [50.0, 100.0, 55.0],
+    }
     servers = {
         name: {"cpu_us": cpu, "requests_per_second": [1000.0], "others_cpu": [0.01]}
         for name, cpu in loads.items()
@@ -231,8 +234,8 @@ def test_what_is_saved_without_metrics_is_what_metrics_cost() -> None:
     record = {"metrics": {"machine": machine | {"commit": "c", "date": "d"}, "servers": servers}}
     shown = table.table(record)
     assert "| linear, metrics' share of the server's CPU | ≤ 0.05 | 0.10 | MISSED |" in shown
-    assert "| digits without metrics | 3 | 99.0 | 98.0 to 102.0 | 10.0% | 1,000 | 1% |" in shown
-    assert "| digits without metrics and quality | 1 | 55.0 | 55.0 to 55.0 | 50.0% |" in shown
+    assert "| digits without metrics | 3 | 99.0 | 11.0 to 180.0 | 10.0% | 1,000 | 1% |" in shown
+    assert "| digits without metrics and quality | 3 | 55.0 | 50.0 to 100.0 | 50.0% |" in shown
     assert not table.all_met(record)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 
 from benchmarks.serving.compare import progress
 from benchmarks.serving.contestants import Ours, ablated, digits
@@ -18,7 +19,8 @@ from benchmarks.serving.process import Cores
 from benchmarks.serving.session import started
 
 MODEL = "linear"  # the fastest: a request that costs little shows best what metrics add
-REPEATS = 3  # loads of each server in each round
+REPEATS = 5  # loads of each server in each round
+_WARM_UP = 0.5  # seconds of load before each of them
 LEFT_OUT = (("metrics",), ("metrics", "quality"))
 
 Found = dict[str, dict[str, list[float]]]
@@ -37,7 +39,8 @@ def metrics_cost(
 def _round(ours: Ours, cores: Cores, seconds: float, number: int, found: Found) -> None:
     """Start all anew: how one process lies in memory is a matter of luck."""
     model = load_model(ours.repository, MODEL, "fp32")
-    servers = [digits(ours, "fp32"), *(ablated(ours, parts) for parts in LEFT_OUT)]
+    whole = [digits(ours, "fp32"), *(ablated(ours, parts) for parts in LEFT_OUT)]
+    servers = [replace(each, warm_up=_WARM_UP) for each in whole]
     with ExitStack() as stack:
         sessions = [
             stack.enter_context(started(each, model, BUILT_IN, cores))

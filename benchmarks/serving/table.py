@@ -240,6 +240,7 @@ _ABLATED = """\
 linear, single images, 64 in flight. The same server with parts of its work left out, which no
 option does: without metrics, nothing of a request or a batch is counted, nor made only to be
 counted; without quality, no prediction is read from the outputs, and no prediction id is made.
-They run side by side on one core, are asked in turns, and are started anew in each round. Scrapes
-are not in it.
+They run side by side on one core, are asked in turns, and are started anew in each round; what is
+saved is the median over the turns. Scrapes are not in it. More than a few percent of "others", and
+the figures are not to be trusted.
 """

@@ -148,6 +148,7 @@ def metrics_verdict(record: Record) -> Verdict:
 
 
 def cost_share(servers: Mapping[str, Any], without: str) -> float:
-    """Of the whole server's CPU time per request, what the other does without."""
-    whole, less = (statistics.median(servers[name]["cpu_us"]) for name in ("digits", without))
-    return float(1 - less / whole)
+    """Of the whole server's CPU time per request, what the other does without: the median over
+    pairs of loads, one after the other, which what else the machine does meets nearly alike."""
+    whole, less = (servers[name]["cpu_us"] for name in ("digits", without))
+    return float(statistics.median(1 - b / a for a, b in zip(whole, less, strict=True)))
