@@ -30,6 +30,19 @@ PARTS = 20
 
 
 @dataclass(frozen=True, slots=True)
+class Reference:
+    """The shares of rows that a manifest expects by bin, of at least so many images."""
+
+    images: float
+    shares: Sequence[float]
+
+    @property
+    def bins_used(self) -> int:
+        """Bins in which rows are expected."""
+        return sum(1 for share in self.shares if share)
+
+
+@dataclass(frozen=True, slots=True)
 class Judgement:
     """What a version's rows over the window say; NaN where they are too few."""
 
@@ -39,19 +52,20 @@ class Judgement:
     psi: dict[str, float]  # by feature; NaN also where the manifest has no reference for one
 
 
-def stability_index(counts: Sequence[float], shares: Sequence[float]) -> float:
+def stability_index(counts: Sequence[float], expected: Reference) -> float:
     """Population stability index: the sum over bins of (p - q) ln(p / q), where p are the shares
     of the rows counted and q those expected.
 
     Siddiqi, Credit Risk Scorecards, 2006: below 0.1 nothing has changed, from 0.25 much has. An
-    empty bin would make it infinite: half a row is added to every bin on both sides, as if as many
-    rows had been expected, so that equal shares give 0 whatever their number.
+    empty bin would make it infinite: half a row is added to every bin on both sides, each taken as
+    so many rows as the smaller sample has, so that equal shares give 0.
     """
-    rows = sum(counts)
-    every = rows + len(counts) / 2
+    counted = sum(counts)
+    rows = min(counted, expected.images)
+    scale, every = rows / max(1.0, counted), rows + len(counts) / 2
     index = 0.0
-    for count, share in zip(counts, shares, strict=True):
-        p, q = (count + 0.5) / every, (share * rows + 0.5) / every
+    for count, share in zip(counts, expected.shares, strict=True):
+        p, q = (scale * count + 0.5) / every, (rows * share + 0.5) / every
         index += (p - q) * math.log(p / q)
     return index
 
@@ -66,17 +80,15 @@ def judge(counted: Sums, kept: Sums, model: tuple[str, str], threshold: float) -
     """What `counted` over a window says of a version, by the reference in `kept`."""
     bins = {feature: _bins(counted, feature, model) for feature in FEATURES}
     rows = max(sum(each) for each in bins.values())
-    references = {feature: reference(kept, feature, model) for feature in FEATURES}
-    widest = max(sum(1 for share in shares if share) for shares in references.values())
-    enough = rows >= rows_needed(widest, threshold)
+    expected = {feature: reference(kept, feature, model) for feature in FEATURES}
+    enough = rows >= rows_needed(max(each.bins_used for each in expected.values()), threshold)
     psi = {
-        feature: stability_index(bins[feature][: len(shares)], shares)
-        if enough and shares
+        feature: stability_index(bins[feature][: len(each.shares)], each)
+        if enough and each.shares
         else math.nan
-        for feature, shares in references.items()
+        for feature, each in expected.items()
     }
-    calibrated = bool(temperature(kept, model))
-    estimate = _mean(counted, model) if enough and calibrated else math.nan
+    estimate = _mean(counted, model) if enough and temperature(kept, model) else math.nan
     return Judgement(round(rows), estimate, _reliable(psi, threshold), psi)
 
 
@@ -93,10 +105,11 @@ def temperature(kept: Sums, model: tuple[str, str]) -> float:
     return kept.get(Kept.temperature.series(*model), [0.0])[0]
 
 
-def reference(kept: Sums, feature: str, model: tuple[str, str]) -> list[float]:
-    """Expected shares of rows by bin; empty where the manifest says none."""
-    bins, *shares = kept.get(Kept.reference.series(*model, feature), [0.0])
-    return shares[: int(bins)]
+def reference(kept: Sums, feature: str, model: tuple[str, str]) -> Reference:
+    """What the manifest expects; no shares where it says nothing."""
+    series = Kept.reference.series(*model, feature)
+    bins, images, *shares = kept.get(series, [0.0, 0.0])
+    return Reference(images, shares[: int(bins)])
 
 
 def _bins(counted: Sums, feature: str, model: tuple[str, str]) -> list[float]:

@@ -60,12 +60,12 @@ class DriftWatch:
                 self._tell(model, judge(counted, sums, model, self._threshold))
 
     def _tell(self, model: tuple[str, str], judgement: Judgement) -> None:
-        self._set(Kept.window_rows, judgement.rows, *model)
-        self._set(Exported.estimated_accuracy, judgement.estimated_accuracy, *model)
-        self._set(Exported.estimate_reliable, judgement.reliable, *model)
         for feature, index in judgement.psi.items():
             self._set(Exported.drift, index, *model, feature)
             self._note((*model, feature), index)
+        self._set(Kept.window_rows, judgement.rows, *model)
+        self._set(Exported.estimated_accuracy, judgement.estimated_accuracy, *model)
+        self._set(Exported.estimate_reliable, judgement.reliable, *model)
 
     def _note(self, key: tuple[str, str, str], index: float) -> None:
         """Log when drift begins and when it ends; while rows are too few, nothing is known."""
