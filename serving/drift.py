@@ -23,8 +23,8 @@ _COUNTED = frozenset(family.name for family, _ in FEATURES.values())
 # Rows from which a mean confidence is worth telling: with a standard deviation of 0.15, which is
 # that of a mediocre classifier, its standard error is then 0.01.
 LEAST_ROWS = 200
-# What chance alone may make of the index, as a share of the threshold.
-NOISE = 0.25
+# How often rows of the very distribution that is expected may count as drifted, at most.
+FALSE_ALARMS = 1e-4
 # How many sums a window remembers: it is up to one part in so many longer than asked for.
 PARTS = 20
 
@@ -50,6 +50,7 @@ class Judgement:
     estimated_accuracy: float  # NaN also where confidence is not calibrated or not counted
     reliable: float  # 1, or 0 where a feature has drifted
     psi: dict[str, float]  # by feature; NaN also where the manifest has no reference for one
+    drifted: frozenset[str]  # features
 
 
 def stability_index(counts: Sequence[float], expected: Reference) -> float:
@@ -70,26 +71,41 @@ def stability_index(counts: Sequence[float], expected: Reference) -> float:
     return index
 
 
-def rows_needed(bins: int, threshold: float) -> int:
-    """Rows from which drift is told: chance makes of the index (bins - 1) / rows on average, by
-    its chi-squared distribution (Yurdakul and Naranjo, 2020), which must not look like drift."""
-    return max(LEAST_ROWS, math.ceil((bins - 1) / (NOISE * threshold)))
+def least_drift(rows: int, expected: Reference, threshold: float) -> float:
+    """The index from which so many rows have drifted: the threshold, unless chance reaches that.
+
+    Of two samples of one distribution, the index is 1 / rows + 1 / images times chi-squared with
+    bins - 1 degrees of freedom (Yurdakul and Naranjo, Statistical properties of the population
+    stability index, 2020); what that exceeds rarely is bounded as by Laurent and Massart, 2000.
+    """
+    freedom, rare = expected.bins_used - 1, -math.log(FALSE_ALARMS)
+    chance = freedom + 2 * math.sqrt(freedom * rare) + 2 * rare
+    return max(threshold, chance * (1 / rows + 1 / expected.images))
 
 
 def judge(counted: Sums, kept: Sums, model: tuple[str, str], threshold: float) -> Judgement:
     """What `counted` over a window says of a version, by the reference in `kept`."""
     bins = {feature: _bins(counted, feature, model) for feature in FEATURES}
-    rows = max(sum(each) for each in bins.values())
+    rows = round(max(sum(each) for each in bins.values()))
     expected = {feature: reference(kept, feature, model) for feature in FEATURES}
-    enough = rows >= rows_needed(max(each.bins_used for each in expected.values()), threshold)
     psi = {
         feature: stability_index(bins[feature][: len(each.shares)], each)
-        if enough and each.shares
-        else math.nan
         for feature, each in expected.items()
+        if rows >= LEAST_ROWS and each.shares
     }
-    estimate = _mean(counted, model) if enough and temperature(kept, model) else math.nan
-    return Judgement(round(rows), estimate, _reliable(psi, threshold), psi)
+    drifted = frozenset(
+        feature
+        for feature, index in psi.items()
+        if index >= least_drift(rows, expected[feature], threshold)
+    )
+    known = rows >= LEAST_ROWS and temperature(kept, model)
+    return Judgement(
+        rows,
+        estimated_accuracy=_mean(counted, model) if known else math.nan,
+        reliable=float(not drifted) if psi else math.nan,
+        psi={feature: psi.get(feature, math.nan) for feature in FEATURES},
+        drifted=drifted,
+    )
 
 
 def models(kept: Sums) -> Iterator[tuple[str, str]]:
@@ -122,11 +138,6 @@ def _mean(counted: Sums, model: tuple[str, str]) -> float:
     *counts, total = counted.get(Exported.confidence.series(*model), [0.0])
     rows = sum(counts)
     return total / rows if rows else math.nan
-
-
-def _reliable(psi: Mapping[str, float], threshold: float) -> float:
-    known = [each for each in psi.values() if not math.isnan(each)]
-    return float(max(known) < threshold) if known else math.nan
 
 
 class DriftWindow:

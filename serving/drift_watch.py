@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from pathlib import Path
@@ -62,18 +63,18 @@ class DriftWatch:
     def _tell(self, model: tuple[str, str], judgement: Judgement) -> None:
         for feature, index in judgement.psi.items():
             self._set(Exported.drift, index, *model, feature)
-            self._note((*model, feature), index)
+            self._note((*model, feature), index, feature in judgement.drifted)
         self._set(Kept.window_rows, judgement.rows, *model)
         self._set(Exported.estimated_accuracy, judgement.estimated_accuracy, *model)
         self._set(Exported.estimate_reliable, judgement.reliable, *model)
 
-    def _note(self, key: tuple[str, str, str], index: float) -> None:
+    def _note(self, key: tuple[str, str, str], index: float, drifted: bool) -> None:
         """Log when drift begins and when it ends; while rows are too few, nothing is known."""
-        if index >= self._threshold and key not in self._drifted:
+        if drifted and key not in self._drifted:
             self._drifted.add(key)
             text = "model %s version %s: %s has drifted, its estimated accuracy is unreliable"
             log.warning(f"{text} (index %.2f)", *key, index)
-        elif index < self._threshold and key in self._drifted:
+        elif not drifted and not math.isnan(index) and key in self._drifted:
             self._drifted.remove(key)
             log.warning("model %s version %s: %s has drifted back (index %.2f)", *key, index)
 

@@ -13,13 +13,12 @@ from hypothesis import strategies as st
 from model_repository import CONFIDENCE_EDGES, INK_EDGES
 from serving.counter_directory import Sums
 from serving.drift import (
-    LEAST_ROWS,
     PARTS,
     DriftWindow,
     Reference,
     judge,
+    least_drift,
     models,
-    rows_needed,
     stability_index,
 )
 from serving.families import Exported, Kept
@@ -86,25 +85,33 @@ def test_the_index_is_that_of_the_same_bins_in_another_order(
     assert both[0] == pytest.approx(both[1])
 
 
-def test_chance_alone_stays_far_below_the_threshold_with_as_many_rows_as_are_needed() -> None:
-    """Ten classes seen equally often by chance, a thousand times over: not one false alarm."""
+def test_chance_alone_is_no_drift_however_small_the_samples_and_the_threshold() -> None:
+    """Ten classes, equally often in truth; two samples of them by chance, a thousand times over."""
     random = np.random.default_rng(0)
-    rows = rows_needed(10, 0.25)
-    samples = random.multinomial(rows, [0.1] * 10, size=1000)
-    found = [stability_index(each.tolist(), Reference(3000, [0.1] * 10)) for each in samples]
-    assert rows == LEAST_ROWS == 200
-    assert np.mean(found) == pytest.approx(9 / 200, rel=0.1)
-    assert max(found) < 0.25
+    found = []
+    for _ in range(1000):
+        seen, expected = (random.multinomial(size, [0.1] * 10) for size in (200, 140))
+        reference = Reference(140, shares(expected.tolist()))
+        index = stability_index(seen.tolist(), reference)
+        assert index < least_drift(200, reference, 0.01)
+        found.append(index)
+    assert np.mean(found) == pytest.approx(9 / 200 + 9 / 140, rel=0.1)
 
 
 @pytest.mark.parametrize(
-    ("bins", "threshold", "rows"),
-    [(1, 0.25, 200), (19, 0.25, 288), (100, 0.25, 1584), (11, 1, 200)],
+    ("rows", "images", "used", "least"),
+    [
+        (200, 3000, 10, 0.25),  # 9 + 2 * sqrt(9 * 9.21) + 2 * 9.21 is 45.6; by 1 / 200 + 1 / 3000
+        (200, 140, 10, 0.554),
+        (10**9, 140, 10, 0.326),
+        (10**9, 10**9, 100, 0.25),
+    ],
 )
-def test_more_bins_or_a_lower_threshold_need_more_rows(
-    bins: int, threshold: float, rows: int
+def test_few_rows_or_few_images_raise_the_index_from_which_it_is_drift(
+    rows: int, images: int, used: int, least: float
 ) -> None:
-    assert rows_needed(bins, threshold) == rows
+    expected = Reference(images, [1 / used] * used + [0.0] * 5)
+    assert least_drift(rows, expected, 0.25) == pytest.approx(least, abs=1e-3)
 
 
 def kept(expected: Mapping[str, list[float]], temperature: float = 1.5) -> Sums:

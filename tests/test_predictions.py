@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
-from conftest import IMAGES, THREES_AND_SEVENS
+from conftest import IMAGES, THREES_AND_SEVENS, Digits, save_classifier
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -29,6 +30,8 @@ from serving.families import MOST_LABELS, Exported, Kept
 from serving.metrics import Metrics
 from serving.prediction_counts import PredictionCounts
 from serving.predictions import Prediction, calibrated, ink, predictor, shares
+from training import calibration
+from training.dataset import Dataset
 
 PROBABILITIES = TensorSpec("probabilities", "FP32", (-1, 2))
 LABELS = TensorSpec("labels", "INT64", (-1,))
@@ -264,3 +267,36 @@ def test_bins_other_than_the_servers_switch_a_feature_off_and_are_noted(
     assert [record.getMessage() for record in caplog.records] == [
         "model digits version 1: no drift of ink, its manifest has other bins than this server"
     ]
+
+
+def test_the_server_counts_in_the_bins_that_the_training_job_counted_in(
+    tmp_path: Path, digits: Digits, digits_3_7: Dataset
+) -> None:
+    """A reference for itself: what it was computed from is counted as it says."""
+    save_classifier(tmp_path / "model.onnx", digits)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+
+    def run(inputs: Tensors) -> Tensors:
+        return dict(zip(("probabilities", "labels"), session.run(None, inputs), strict=True))
+
+    images = digits_3_7.calibration.images
+    probabilities = run({"images": images})["probabilities"].astype(np.float32)
+    known = calibration.quality(probabilities, digits_3_7)
+    found = predictor(run, manifest(quality=known))
+    assert found
+    counts = counting(tmp_path, manifest(quality=known))
+    counts.add(found.of(found.run({"images": images})))
+    inked = np.concatenate([digits_3_7.train.images, images])
+    sums = read(tmp_path).sums
+    assert known.confidence
+    assert known.ink
+    assert sums[Exported.confidence.series(*MODEL)][:-1] == pytest.approx(
+        [share * len(images) for share in known.confidence.shares]
+    )
+    assert list(by_label(sums).values()) == [share * len(images) for share in known.labels]
+    other = tmp_path / "other"
+    other.mkdir()
+    counting(other, manifest()).add(found.of(found.run({"images": inked})))
+    assert read(other).sums[Exported.ink.series(*MODEL)][:-1] == pytest.approx(
+        [share * len(inked) for share in known.ink.shares]
+    )
