@@ -50,7 +50,7 @@ class Judgement:
     estimated_accuracy: float  # NaN also where confidence is not calibrated or not counted
     reliable: float  # 1, or 0 where a feature has drifted
     psi: dict[str, float]  # by feature; NaN also where the manifest has no reference for one
-    drifted: frozenset[str]  # features
+    limits: dict[str, float]  # the index from which each of them has drifted
 
 
 def stability_index(counts: Sequence[float], expected: Reference) -> float:
@@ -88,23 +88,20 @@ def judge(counted: Sums, kept: Sums, model: tuple[str, str], threshold: float) -
     bins = {feature: _bins(counted, feature, model) for feature in FEATURES}
     rows = round(max(sum(each) for each in bins.values()))
     expected = {feature: reference(kept, feature, model) for feature in FEATURES}
-    psi = {
-        feature: stability_index(bins[feature][: len(each.shares)], each)
-        for feature, each in expected.items()
-        if rows >= LEAST_ROWS and each.shares
-    }
-    drifted = frozenset(
-        feature
-        for feature, index in psi.items()
-        if index >= least_drift(rows, expected[feature], threshold)
-    )
+    told = [feature for feature in FEATURES if rows >= LEAST_ROWS and expected[feature].shares]
+    psi = dict.fromkeys(FEATURES, math.nan)
+    limits = dict.fromkeys(FEATURES, math.nan)
+    for feature in told:
+        each = expected[feature]
+        psi[feature] = stability_index(bins[feature][: len(each.shares)], each)
+        limits[feature] = least_drift(rows, each, threshold)
     known = rows >= LEAST_ROWS and temperature(kept, model)
     return Judgement(
         rows,
         estimated_accuracy=_mean(counted, model) if known else math.nan,
-        reliable=float(not drifted) if psi else math.nan,
-        psi={feature: psi.get(feature, math.nan) for feature in FEATURES},
-        drifted=drifted,
+        reliable=float(all(psi[each] < limits[each] for each in told)) if told else math.nan,
+        psi=psi,
+        limits=limits,
     )
 
 

@@ -219,6 +219,13 @@ class Exported:
         (*MODEL, "feature"),
         Merge.LIVE_MAX,
     )
+    drift_limit = gauge(
+        "inference_drift_limit_psi",
+        "The index from which a feature has drifted: --drift-threshold, or more where so few rows,"
+        " or so few images in the reference, could reach that by chance.",
+        (*MODEL, "feature"),
+        Merge.LIVE_MAX,
+    )
 
 
 FAMILIES = tuple(value for value in vars(Exported).values() if isinstance(value, Family))

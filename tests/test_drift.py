@@ -166,6 +166,7 @@ def test_one_feature_that_drifted_makes_the_estimate_unreliable() -> None:
     assert judgement.psi["ink"] > 5
     assert judgement.psi["label"] == pytest.approx(0, abs=1e-12)
     assert (judgement.estimated_accuracy, judgement.reliable) == (0.96, 0)
+    assert judgement.limits == dict.fromkeys(("ink", "confidence", "label"), 0.25)
     assert judge(window, kept(EXPECTED), MODEL, judgement.psi["ink"]).reliable == 0
     assert judge(window, kept(EXPECTED), MODEL, judgement.psi["ink"] + 1e-9).reliable == 1
 
