@@ -53,7 +53,7 @@ class DigitsServicer:
         """Of all workers; raises ModelNotFound, or ModelNotReady, where nothing is known of it."""
         sums = self.metrics.sums()
         served = [(m.manifest.name, m.version) for m in self.registry.served if m.tells_classes]
-        known = quality.qualities(sums, served, self.config.drift_threshold)
+        known = quality.qualities(sums, served)
         wanted = {
             key: each
             for key, each in known.items()

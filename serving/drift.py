@@ -23,10 +23,23 @@ _COUNTED = frozenset(family.name for family, _ in FEATURES.values())
 # Rows from which a mean confidence is worth telling: with a standard deviation of 0.15, which is
 # that of a mediocre classifier, its standard error is then 0.01.
 LEAST_ROWS = 200
-# What chance alone may make of the index, as a share of the threshold.
-NOISE = 0.25
+# How often rows of the very distribution that is expected may count as drifted, at most.
+FALSE_ALARMS = 1e-4
 # How many sums a window remembers: it is up to one part in so many longer than asked for.
 PARTS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """The shares of rows that a manifest expects by bin, of at least so many images."""
+
+    images: float
+    shares: Sequence[float]
+
+    @property
+    def bins_used(self) -> int:
+        """Bins in which rows are expected."""
+        return sum(1 for share in self.shares if share)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,47 +50,59 @@ class Judgement:
     estimated_accuracy: float  # NaN also where confidence is not calibrated or not counted
     reliable: float  # 1, or 0 where a feature has drifted
     psi: dict[str, float]  # by feature; NaN also where the manifest has no reference for one
+    limits: dict[str, float]  # the index from which each of them has drifted
 
 
-def stability_index(counts: Sequence[float], shares: Sequence[float]) -> float:
+def stability_index(counts: Sequence[float], expected: Reference) -> float:
     """Population stability index: the sum over bins of (p - q) ln(p / q), where p are the shares
     of the rows counted and q those expected.
 
     Siddiqi, Credit Risk Scorecards, 2006: below 0.1 nothing has changed, from 0.25 much has. An
-    empty bin would make it infinite: half a row is added to every bin on both sides, as if as many
-    rows had been expected, so that equal shares give 0 whatever their number.
+    empty bin would make it infinite: half a row is added to every bin on both sides, each taken as
+    so many rows as the smaller sample has, so that equal shares give 0.
     """
-    rows = sum(counts)
-    every = rows + len(counts) / 2
+    counted = sum(counts)
+    rows = min(counted, expected.images)
+    scale, every = rows / max(1.0, counted), rows + len(counts) / 2
     index = 0.0
-    for count, share in zip(counts, shares, strict=True):
-        p, q = (count + 0.5) / every, (share * rows + 0.5) / every
+    for count, share in zip(counts, expected.shares, strict=True):
+        p, q = (scale * count + 0.5) / every, (rows * share + 0.5) / every
         index += (p - q) * math.log(p / q)
     return index
 
 
-def rows_needed(bins: int, threshold: float) -> int:
-    """Rows from which drift is told: chance makes of the index (bins - 1) / rows on average, by
-    its chi-squared distribution (Yurdakul and Naranjo, 2020), which must not look like drift."""
-    return max(LEAST_ROWS, math.ceil((bins - 1) / (NOISE * threshold)))
+def least_drift(rows: int, expected: Reference, threshold: float) -> float:
+    """The index from which so many rows have drifted: the threshold, unless chance reaches that.
+
+    Of two samples of one distribution, the index is 1 / rows + 1 / images times chi-squared with
+    bins - 1 degrees of freedom (Yurdakul and Naranjo, Statistical properties of the population
+    stability index, 2020); what that exceeds rarely is bounded as by Laurent and Massart, 2000.
+    """
+    freedom, rare = expected.bins_used - 1, -math.log(FALSE_ALARMS)
+    chance = freedom + 2 * math.sqrt(freedom * rare) + 2 * rare
+    return max(threshold, chance * (1 / rows + 1 / expected.images))
 
 
 def judge(counted: Sums, kept: Sums, model: tuple[str, str], threshold: float) -> Judgement:
     """What `counted` over a window says of a version, by the reference in `kept`."""
     bins = {feature: _bins(counted, feature, model) for feature in FEATURES}
-    rows = max(sum(each) for each in bins.values())
-    references = {feature: reference(kept, feature, model) for feature in FEATURES}
-    widest = max(sum(1 for share in shares if share) for shares in references.values())
-    enough = rows >= rows_needed(widest, threshold)
-    psi = {
-        feature: stability_index(bins[feature][: len(shares)], shares)
-        if enough and shares
-        else math.nan
-        for feature, shares in references.items()
-    }
-    calibrated = bool(temperature(kept, model))
-    estimate = _mean(counted, model) if enough and calibrated else math.nan
-    return Judgement(round(rows), estimate, _reliable(psi, threshold), psi)
+    rows = round(max(sum(each) for each in bins.values()))
+    expected = {feature: reference(kept, feature, model) for feature in FEATURES}
+    told = [feature for feature in FEATURES if rows >= LEAST_ROWS and expected[feature].shares]
+    psi = dict.fromkeys(FEATURES, math.nan)
+    limits = dict.fromkeys(FEATURES, math.nan)
+    for feature in told:
+        each = expected[feature]
+        psi[feature] = stability_index(bins[feature][: len(each.shares)], each)
+        limits[feature] = least_drift(rows, each, threshold)
+    known = rows >= LEAST_ROWS and temperature(kept, model)
+    return Judgement(
+        rows,
+        estimated_accuracy=_mean(counted, model) if known else math.nan,
+        reliable=float(all(psi[each] < limits[each] for each in told)) if told else math.nan,
+        psi=psi,
+        limits=limits,
+    )
 
 
 def models(kept: Sums) -> Iterator[tuple[str, str]]:
@@ -93,10 +118,11 @@ def temperature(kept: Sums, model: tuple[str, str]) -> float:
     return kept.get(Kept.temperature.series(*model), [0.0])[0]
 
 
-def reference(kept: Sums, feature: str, model: tuple[str, str]) -> list[float]:
-    """Expected shares of rows by bin; empty where the manifest says none."""
-    bins, *shares = kept.get(Kept.reference.series(*model, feature), [0.0])
-    return shares[: int(bins)]
+def reference(kept: Sums, feature: str, model: tuple[str, str]) -> Reference:
+    """What the manifest expects; no shares where it says nothing."""
+    series = Kept.reference.series(*model, feature)
+    bins, images, *shares = kept.get(series, [0.0, 0.0])
+    return Reference(images, shares[: int(bins)])
 
 
 def _bins(counted: Sums, feature: str, model: tuple[str, str]) -> list[float]:
@@ -109,11 +135,6 @@ def _mean(counted: Sums, model: tuple[str, str]) -> float:
     *counts, total = counted.get(Exported.confidence.series(*model), [0.0])
     rows = sum(counts)
     return total / rows if rows else math.nan
-
-
-def _reliable(psi: Mapping[str, float], threshold: float) -> float:
-    known = [each for each in psi.values() if not math.isnan(each)]
-    return float(max(known) < threshold) if known else math.nan
 
 
 class DriftWindow:

@@ -60,20 +60,22 @@ class DriftWatch:
                 self._tell(model, judge(counted, sums, model, self._threshold))
 
     def _tell(self, model: tuple[str, str], judgement: Judgement) -> None:
+        for feature, index in judgement.psi.items():
+            limit = judgement.limits[feature]
+            self._set(Exported.drift, index, *model, feature)
+            self._set(Exported.drift_limit, limit, *model, feature)
+            self._note((*model, feature), index, limit)
         self._set(Kept.window_rows, judgement.rows, *model)
         self._set(Exported.estimated_accuracy, judgement.estimated_accuracy, *model)
         self._set(Exported.estimate_reliable, judgement.reliable, *model)
-        for feature, index in judgement.psi.items():
-            self._set(Exported.drift, index, *model, feature)
-            self._note((*model, feature), index)
 
-    def _note(self, key: tuple[str, str, str], index: float) -> None:
-        """Log when drift begins and when it ends; while rows are too few, nothing is known."""
-        if index >= self._threshold and key not in self._drifted:
+    def _note(self, key: tuple[str, str, str], index: float, limit: float) -> None:
+        """Log when drift begins and when it ends; NaN, of too few rows, is neither."""
+        if index >= limit and key not in self._drifted:
             self._drifted.add(key)
             text = "model %s version %s: %s has drifted, its estimated accuracy is unreliable"
-            log.warning(f"{text} (index %.2f)", *key, index)
-        elif index < self._threshold and key in self._drifted:
+            log.warning(f"{text} (index %.2f, limit %.2f)", *key, index, limit)
+        elif index < limit and key in self._drifted:
             self._drifted.remove(key)
             log.warning("model %s version %s: %s has drifted back (index %.2f)", *key, index)
 

@@ -219,6 +219,13 @@ class Exported:
         (*MODEL, "feature"),
         Merge.LIVE_MAX,
     )
+    drift_limit = gauge(
+        "inference_drift_limit_psi",
+        "The index from which a feature has drifted: --drift-threshold, or more where so few rows,"
+        " or so few images in the reference, could reach that by chance.",
+        (*MODEL, "feature"),
+        Merge.LIVE_MAX,
+    )
 
 
 FAMILIES = tuple(value for value in vars(Exported).values() if isinstance(value, Family))
@@ -234,14 +241,14 @@ class Kept:
     # Rows by index of the predicted label.
     predicted = Family("counter", "drift_predicted", "", MODEL, slots=MOST_LABELS)
     # What the manifest expects, by feature as `Exported.drift` has them: how many bins there are, 0
-    # where it says nothing, then the share of rows in each.
+    # where it says nothing; of how many images at least; then the share of rows in each bin.
     reference = Family(
         "gauge",
         "drift_reference",
         "",
         (*MODEL, "feature"),
         Merge.LIVE_MAX,
-        slots=1 + MOST_LABELS,
+        slots=2 + MOST_LABELS,
     )
     # That confidence is calibrated with; 0 where it is not.
     temperature = Family("gauge", "drift_temperature", "", MODEL, Merge.LIVE_MAX)

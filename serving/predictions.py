@@ -21,6 +21,7 @@ _FACTS = "\0facts"
 _RECORD = np.dtype([("label", "i8"), ("confidence", "f8"), ("calibrated", "f8"), ("ink", "f8")])
 # How far a row of probabilities may be from adding up to 1, at fp16.
 _ROUNDING = 5e-3
+_ONE = np.float32(1)
 # Values of a row whose sum is sure to fit into 32 bits, in which it is faster.
 _SHORT = 2**32 // 255
 
@@ -90,13 +91,22 @@ class Predictor:
         """The highest score of each row, (N,), and calibrated; NaN where scores are no shares."""
         if self._scores is None or len(outputs[self._scores.name]) != rows:
             return np.nan, np.nan
-        scores = outputs[self._scores.name].astype(np.float32, copy=False)  # (N, C)
-        proper = np.abs(np.add.reduce(scores, axis=1) - 1) < _ROUNDING
-        proper &= np.minimum.reduce(scores, axis=1) >= 0
-        if not proper.all():
-            scores = np.where(proper[:, np.newaxis], scores, np.float32(np.nan))
+        scores = shares(outputs[self._scores.name].astype(np.float32, copy=False))
         top = np.maximum.reduce(scores, axis=1)
         return top, top if self._temperature == 1 else calibrated(scores, top, self._temperature)
+
+
+def shares(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(N, C) as it is, but for rows that are no shares of one, which become NaN."""
+    off = np.abs(np.add.reduce(scores, axis=1) - _ONE)
+    # All at once first, which is twice as fast and holds for every usual model.
+    if (
+        np.minimum.reduce(scores, axis=None, initial=0) == 0
+        and np.maximum.reduce(off, initial=0) < _ROUNDING
+    ):
+        return scores
+    proper = (off < _ROUNDING) & (np.minimum.reduce(scores, axis=1) >= 0)
+    return np.where(proper[:, np.newaxis], scores, np.float32(np.nan))
 
 
 def calibrated(
@@ -110,8 +120,8 @@ def calibrated(
     2017, have the same for logits: softmax(logits / temperature).
     """
     powers = np.power(scores / top[:, np.newaxis], np.float32(1 / temperature))
-    shares: NDArray[np.float32] = 1 / np.add.reduce(powers, axis=1)
-    return shares
+    highest: NDArray[np.float32] = np.reciprocal(np.add.reduce(powers, axis=1))
+    return highest
 
 
 def image_input(manifest: Manifest) -> str:

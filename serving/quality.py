@@ -78,9 +78,7 @@ def wilson(hits: int, trials: int) -> Interval:
     return Interval(share, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)))
 
 
-def qualities(
-    sums: Sums, served: Collection[Version], drift_threshold: float
-) -> dict[Version, Quality]:
+def qualities(sums: Sums, served: Collection[Version]) -> dict[Version, Quality]:
     """By model and version: those `served`, and every other that there is a figure of."""
     confusion = _confusion(sums)
     measured = {
@@ -89,7 +87,7 @@ def qualities(
         if series.name in _GAUGES and not math.isnan(slots[0])
     }
     versions = sorted({*served, *confusion, *measured}, key=_by_number)
-    return {key: _quality(sums, key, confusion.get(key, {}), drift_threshold) for key in versions}
+    return {key: _quality(sums, key, confusion.get(key, {})) for key in versions}
 
 
 _GAUGES = {family.name for family in (Exported.accuracy, Exported.estimated_accuracy)}
@@ -107,7 +105,7 @@ def _confusion(sums: Sums) -> dict[Version, _Counts]:
     return dict(cells)
 
 
-def _quality(sums: Sums, key: Version, counts: _Counts, drift_threshold: float) -> Quality:
+def _quality(sums: Sums, key: Version, counts: _Counts) -> Quality:
     passed = _gauge(sums, Exported.probe_passed, *key)
     matrix = [Cell(truth, seen, n) for (truth, seen, _), n in sorted(counts.items()) if seen]
     return Quality(
@@ -119,17 +117,17 @@ def _quality(sums: Sums, key: Version, counts: _Counts, drift_threshold: float) 
         probe_passed=passed is None or passed > 0,
         estimated_accuracy=_gauge(sums, Exported.estimated_accuracy, *key),
         estimate_reliable=bool(_gauge(sums, Exported.estimate_reliable, *key)),
-        drift=_drift(sums, key, drift_threshold),
+        drift=_drift(sums, key),
     )
 
 
-def _drift(sums: Sums, key: Version, threshold: float) -> Drift | None:
+def _drift(sums: Sums, key: Version) -> Drift | None:
     found = {name: _gauge(sums, Exported.drift, *key, name) for name in _FEATURES}
     indices = {name: value for name, value in found.items() if value is not None}
     rows = _gauge(sums, Kept.window_rows, *key)
     if not indices and rows is None:
         return None
-    drifted = any(value >= threshold for value in indices.values())
+    drifted = _gauge(sums, Exported.estimate_reliable, *key) == 0
     return Drift(indices, drifted, int(rows or 0))
 
 

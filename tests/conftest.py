@@ -8,13 +8,14 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import grpc
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -22,7 +23,19 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from model_repository import HOLDOUT, ONNX_PLATFORM, Draft, TensorSpec, Variant, publish, staging
+from model_repository import (
+    CONFIDENCE_EDGES,
+    HOLDOUT,
+    INK_EDGES,
+    ONNX_PLATFORM,
+    Distribution,
+    Draft,
+    Quality,
+    TensorSpec,
+    Variant,
+    publish,
+    staging,
+)
 from serving.config import ServerConfig
 from serving.device import why_no_cuda
 from serving.pb import inference_pb2 as pb
@@ -243,6 +256,49 @@ def publish_classifier(repository: Path, digits: Digits, name: str = "classifier
         CLASSIFIER_OUTPUTS,
         THREES_AND_SEVENS,
     )
+
+
+def publish_calibrated(
+    repository: Path, digits: Digits, reference: Digits, name: str = "calibrated"
+) -> Path:
+    """Publish the linear classifier of `digits`, with what it says of the `reference` images."""
+    with staging(repository) as directory:
+        save_classifier(directory / "model.onnx", digits)
+        quality = quality_of(directory / "model.onnx", reference)
+        variant = Variant("model.onnx", ONNX_PLATFORM, "fp32", "")
+        facts: dict[str, object] = {"labels": THREES_AND_SEVENS, "quality": quality}
+        draft = Draft(name, (IMAGES,), CLASSIFIER_OUTPUTS, (variant,), facts)
+        return publish(directory, draft)
+
+
+def quality_of(path: Path, reference: Digits) -> Quality:
+    """What a classifier says of images: its temperature makes mean confidence its accuracy there,
+    computed from the definitions in double precision, and the bins counted one by one."""
+    session = onnxruntime.InferenceSession(path)
+    probabilities, labels = session.run(None, {"images": reference.images})
+    logits = np.log(probabilities.astype(np.float64))
+    accuracy = float((labels == reference.classes).mean())
+    low, high = 0.01, 100.0
+    for _ in range(60):
+        temperature = (low * high) ** 0.5
+        powers = np.exp(logits / temperature)
+        confidence = (powers / powers.sum(axis=1, keepdims=True)).max(axis=1)
+        low, high = (temperature, high) if confidence.mean() > accuracy else (low, temperature)
+    return Quality(
+        temperature=temperature,
+        expected_calibration_error=0.0,
+        images=len(labels),
+        ink=share_by_bin([float(image.mean()) / 255 for image in reference.images], INK_EDGES),
+        confidence=share_by_bin(confidence.tolist(), CONFIDENCE_EDGES),
+        labels=tuple(float((labels == index).mean()) for index in (0, 1)),
+    )
+
+
+def share_by_bin(values: Sequence[float], edges: tuple[float, ...]) -> Distribution:
+    """Each value lies in the first bin whose upper bound it does not exceed."""
+    bins = [next((i for i, e in enumerate(edges) if v <= e), len(edges)) for v in values]
+    counts = [bins.count(index) for index in range(len(edges) + 1)]
+    return Distribution(edges, tuple(count / len(values) for count in counts))
 
 
 def publish_echo(repository: Path, name: str, shape: tuple[int, ...]) -> Path:

@@ -51,7 +51,7 @@ def test_the_interval_holds_the_share_and_stays_between_0_and_1() -> None:
 
 
 def test_accuracy_and_confusion_are_what_was_counted() -> None:
-    found = qualities(feedback(aa=90, ab=4, bb=6, ba=0), (), 0.25)[KEY]
+    found = qualities(feedback(aa=90, ab=4, bb=6, ba=0), ())[KEY]
     assert (found.feedback, found.correct) == (100, 96)
     assert found.confusion == (Cell("a", "a", 90), Cell("a", "b", 4), Cell("b", "b", 6))
     assert found.accuracy == wilson(96, 100)
@@ -62,15 +62,15 @@ def test_of_very_many_classes_only_right_and_wrong_are_known() -> None:
         Exported.feedback.series(*KEY, "", "", "true"): [3.0],
         Exported.feedback.series(*KEY, "", "", "false"): [1.0],
     }
-    found = qualities(sums, (), 0.25)[KEY]
+    found = qualities(sums, ())[KEY]
     assert (found.feedback, found.correct, found.confusion) == (4, 3, ())
 
 
 def test_what_is_served_is_told_of_before_any_label_and_what_is_not_is_left_out() -> None:
     sums = feedback(aa=0, ab=0) | {Exported.estimated_accuracy.series("n", "1"): [math.nan]}
-    assert qualities(sums, (), 0.25) == {}
-    assert qualities(sums, [KEY, ("m", "10")], 0.25) == {KEY: NOTHING, ("m", "10"): NOTHING}
-    assert list(qualities(sums, [("m", "10"), KEY], 0.25)) == [KEY, ("m", "10")]
+    assert qualities(sums, ()) == {}
+    assert qualities(sums, [KEY, ("m", "10")]) == {KEY: NOTHING, ("m", "10"): NOTHING}
+    assert list(qualities(sums, [("m", "10"), KEY])) == [KEY, ("m", "10")]
     assert NOTHING.accuracy is None
 
 
@@ -87,8 +87,9 @@ def test_what_is_known_without_labels_comes_from_the_gauges() -> None:
         Kept.window_rows.series(*KEY): [1234.0],
     }
     drift = Drift({"ink": 0.1, "label": 0.2}, False, 1234)
-    assert qualities(sums, (), 0.25) == {KEY: Quality(0, 0, (), 0.98, 0.5, False, 0.9, True, drift)}
-    drifted = qualities(sums, (), 0.2)[KEY].drift
+    assert qualities(sums, ()) == {KEY: Quality(0, 0, (), 0.98, 0.5, False, 0.9, True, drift)}
+    sums[Exported.estimate_reliable.series(*KEY)] = [0.0]
+    drifted = qualities(sums, ())[KEY].drift
     assert drifted == Drift({"ink": 0.1, "label": 0.2}, True, 1234)
 
 
@@ -97,5 +98,5 @@ def test_with_too_few_rows_there_is_no_index_but_their_number() -> None:
         Exported.drift.series(*KEY, "ink"): [math.nan],
         Kept.window_rows.series(*KEY): [12.0],
     }
-    assert qualities(sums, [KEY], 0.25)[KEY].drift == Drift({}, False, 12)
+    assert qualities(sums, [KEY])[KEY].drift == Drift({}, False, 12)
     assert Interval(0.5, 0.0, 1.0) == (0.5, 0.0, 1.0)
