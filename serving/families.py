@@ -162,7 +162,8 @@ class Exported:
 
     feedback = counter(
         "inference_feedback_total",
-        "Predictions whose true label came; truth is `other` for what is no class of the model.",
+        "Predictions whose true label came; truth is `other` for what is no class of the model. Of"
+        " models with more than 100 classes only `correct` is told.",
         (*MODEL, "truth", "predicted", "correct"),
     )
     feedback_delay_seconds = histogram(

@@ -64,10 +64,10 @@ log = logging.getLogger("serving")
 class InferenceServer:
     """The gRPC server of one process. `start` makes it answer and loads the models behind that.
 
-    `counters` is the directory that the process counts in; `keys` sign prediction ids, the same in
-    all processes; `admin_of` makes of what changes this
-    process what changes the whole server; `group_ready` tells whether all other processes are
-    ready. Raises StartupError for what an operator must put right first.
+    `counters` is the directory that the process counts in; `keys` sign prediction ids, the same
+    ones in all processes; `admin_of` makes of what changes this process what changes the whole
+    server; `group_ready` tells whether all other processes are ready. Raises StartupError for what
+    an operator must put right first.
     """
 
     def __init__(

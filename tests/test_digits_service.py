@@ -242,7 +242,9 @@ def test_a_bad_item_fails_no_other(
     taking: Running, stub: pb_grpc.DigitsStub, digits: Digits
 ) -> None:
     first, second = ids_of(taking.stub.ModelInfer(images_request(digits.images[:2])))
-    (forged,) = Signer([b"a secret of others"]).ids("classifier", "1", 2, [Prediction(0, 1.0)])
+    (forged,) = Signer([b"a secret of others"]).ids(
+        "classifier", "1", 2, [Prediction(0, 1.0, 1.0, 0.1)]
+    )
     items = [(first, "3"), (forged, "3"), ("", "3"), (second, ""), (second, "7")]
     request = pb.SendFeedbackRequest(
         feedback=[pb.Feedback(prediction_id=text, label=label) for text, label in items]

@@ -52,7 +52,7 @@ class Setting:
         self.feedback.expect(Manifest("m", 1, (IMAGES,), outputs, (variant,), {}, labels=labels))
 
     def id_of(self, label: int, model: str = "m", version: int = 1, classes: int = 1000) -> str:
-        return self.signer.ids(model, str(version), classes, [Prediction(label, 0.9)])[0]
+        return self.signer.ids(model, str(version), classes, [Prediction(label, 0.9, 0.9, 0.1)])[0]
 
     def take(self, text: str, label: str) -> Result:
         return self.feedback.take([(text, label)])[0]
@@ -124,7 +124,7 @@ def test_a_repeated_label_counts_once_whatever_it_says(setting: Setting) -> None
 
 def test_one_that_is_refused_fails_no_other_and_each_has_its_reason(setting: Setting) -> None:
     setting.serve("3", "7")
-    foreign = Signer([b"a secret of others"]).ids("m", "1", 2, [Prediction(0, 1)])[0]
+    foreign = Signer([b"a secret of others"]).ids("m", "1", 2, [Prediction(0, 1.0, 1.0, 0.1)])[0]
     results = setting.feedback.take(
         [
             (setting.id_of(0), "3"),
