@@ -11,7 +11,8 @@ import pytest
 from conftest import Digits, Running, publish_classifier, running_server
 from PIL import Image
 
-from serving.client import Client, RequestFailed, main
+from serving.client import Client, Drift, Interval, ModelQuality, RequestFailed, main
+from serving.client_commands import described
 
 
 def test_images_come_back_with_named_labels_and_probabilities(
@@ -98,6 +99,37 @@ def test_the_commands_take_labels_and_show_what_they_say(
         assert capsys.readouterr().err == f"error: {running.address}: {reason}\n"
         assert main(["quality", "--model", "nobody", *at]) == 1
         assert capsys.readouterr().err.startswith(f"error: {running.address}: NOT_FOUND: ")
+
+
+def test_all_that_is_known_of_a_version_is_shown() -> None:
+    confusion = {("10", "9"): 1, ("9", "9"): 1234, ("other", "10"): 20, ("9", "10"): 3}
+    share = Interval(0.98, 0.9687, 0.9873)
+    drift = Drift({"label": 0.3, "ink": 0.0123}, True, 600.0, 5000)
+    quality = ModelQuality(
+        *("m", "2", 1258, 1234, share, confusion, 0.99, 0.985, False, 0.9512, False, drift)
+    )
+    assert list(described(quality)) == [
+        "m version 2",
+        "  accuracy    0.9800  (95% interval 0.9687 to 0.9873), 1234 of 1258 labels",
+        "  holdout     0.9900",
+        "  probe       0.9850  (failed)",
+        "  estimated   0.9512  (unreliable: the inputs drifted)",
+        "  drift       YES: ink 0.012, label 0.300  (5000 rows in 600 s)",
+        "",
+        "  truth  predicted",
+        "              9    10",
+        "  9        1234     3",
+        "  10          1     .",
+        "  other       .    20",
+    ]
+    few = Drift({}, False, 600.0, 12)
+    quality = ModelQuality("m", "2", 0, 0, None, {}, None, None, True, 0.5, True, few)
+    assert list(described(quality)) == [
+        "m version 2",
+        "  accuracy    no labels yet",
+        "  estimated   0.5000",
+        "  drift       no: too few rows  (12 rows in 600 s)",
+    ]
 
 
 def test_as_many_labels_as_predictions_are_needed(running: Running) -> None:

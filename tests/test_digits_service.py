@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 from queue import SimpleQueue
@@ -32,14 +34,23 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from model_repository import TensorSpec
 from repository_upkeep import rollback
-from serving.client import Client, Outcome
+from serving.client import Client, Drift, ModelQuality, Outcome
+from serving.config import ServerConfig
+from serving.counted_ids import CountedIds
 from serving.datatypes import DATATYPES
-from serving.digits import MOST_FEEDBACK
+from serving.digits import MOST_FEEDBACK, add_digits_service
+from serving.errors import StartupError
+from serving.families import Exported, Kept
+from serving.feedback import Feedback
+from serving.metrics import Metrics
 from serving.pb import digits_pb2 as pb
 from serving.pb import digits_pb2_grpc as pb_grpc
 from serving.pb import inference_pb2
 from serving.prediction_ids import Signer
 from serving.predictions import Prediction
+from serving.registry import ModelRegistry
+from serving.server import Server
+from serving.workers import Supervisor
 
 Serve = Callable[..., AbstractContextManager[Running]]
 CODE = grpc.StatusCode
@@ -275,6 +286,41 @@ def test_quality_is_told_of_what_is_known_and_of_nothing_else(stub: pb_grpc.Digi
         with pytest.raises(grpc.RpcError) as caught:
             listed(name, version)
         assert caught.value.code() == CODE.NOT_FOUND
+
+
+def test_what_is_known_without_labels_reaches_the_client(tmp_path: Path) -> None:
+    """By gauges that a server's other parts write, in whatever process."""
+    metrics, key = Metrics(tmp_path, "1"), ("m", "2")
+    metrics.set(Exported.accuracy, 0.98, *key, "holdout")
+    metrics.set(Exported.accuracy, 0.5, *key, "probe")
+    metrics.set(Exported.probe_passed, 0, *key)
+    metrics.set(Exported.estimated_accuracy, 0.9, *key)
+    metrics.set(Exported.estimate_reliable, 1, *key)
+    metrics.set(Exported.drift, 0.125, *key, "ink")
+    metrics.set(Exported.drift, math.nan, *key, "label")
+    metrics.set(Kept.window_rows, 1234, *key)
+    counted = CountedIds(tmp_path, 1024)
+    feedback = Feedback(Signer([b""]), metrics, counted, lambda model, version: None, 60.0)
+    server = grpc.server(ThreadPoolExecutor(1))
+    config = ServerConfig(drift_window=60.0, drift_threshold=0.1)
+    add_digits_service(server, feedback, ModelRegistry(), metrics, config)
+    address = f"localhost:{server.add_insecure_port('localhost:0')}"
+    server.start()
+    with Client(address) as client:
+        (quality,) = client.quality()
+    server.stop(None).wait()
+    drift = Drift({"ink": 0.125}, True, 60.0, 1234)
+    assert quality == ModelQuality(*key, 0, 0, None, {}, 0.98, 0.5, False, 0.9, True, drift)
+
+
+@pytest.mark.parametrize("server", [Server, Supervisor])
+def test_a_key_file_that_is_missing_keeps_the_server_from_starting(
+    server: Callable[[ServerConfig], object], tmp_path: Path
+) -> None:
+    path = tmp_path / "keys"
+    with pytest.raises(StartupError) as caught:
+        server(ServerConfig(feedback_key_file=path))
+    assert str(caught.value) == f"--feedback-key-file: {path}: No such file or directory"
 
 
 def test_reflection_describes_the_service(taking: Running) -> None:
