@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.synchronize import Event
@@ -120,9 +121,13 @@ def test_each_id_is_counted_once_by_all_threads_of_a_process(tmp_path: Path) -> 
     record = Counters(tmp_path).record(SERIES)
     table = CountedIds(tmp_path, 1 << 16)
     ids = [(each, record) for each in digests(list(range(1, 5001)))]
-    with ThreadPoolExecutor(4) as pool:
-        halves = [ids[n % 2 :: 2] for n in range(4)]
-        counted = sum(sum(news) for news in pool.map(table.count, [*halves, ids, ids]))
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # so that they come between each other's steps
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            counted = sum(sum(news) for news in pool.map(table.count, [ids] * 4))
+    finally:
+        sys.setswitchinterval(interval)
     assert counted == record.slots[0] == 5000
 
 
