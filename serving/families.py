@@ -250,5 +250,3 @@ class Kept:
     window_rows = Family("gauge", "drift_window_rows", "", MODEL, Merge.LIVE_MAX)
     # Milliseconds since 1970.
     last_inference = Family("gauge", "statistics_last_inference", "", MODEL, Merge.MAX)
-    # Rows of the window that drift was looked for in.
-    window_rows = Family("gauge", "drift_window_rows", "", MODEL, Merge.MAX)
