@@ -249,6 +249,24 @@ def test_a_stream_is_answered_while_it_is_open(
     assert results == [COUNTED] * 5
 
 
+def test_an_open_stream_does_not_keep_the_server_from_stopping(
+    tmp_path: Path, serve: Serve, digits: Digits
+) -> None:
+    publish_classifier(tmp_path, digits)
+    sending: SimpleQueue[pb.Feedback | None] = SimpleQueue()
+    requests = cast(Iterator[pb.Feedback], iter(sending.get, None))
+    with serve(tmp_path) as running:
+        (text,) = ids_of(running.stub.ModelInfer(images_request(digits.images[:1])))
+        answers = iter(pb_grpc.DigitsStub(running.channel).StreamFeedback(requests))
+        sending.put(pb.Feedback(prediction_id=text, label="3"))
+        assert next(answers) == COUNTED
+        running.server.stop()
+        with pytest.raises(grpc.RpcError) as caught:
+            next(answers)
+        assert caught.value.code() in (CODE.CANCELLED, CODE.UNAVAILABLE)
+    sending.put(None)
+
+
 def test_a_bad_item_fails_no_other(
     taking: Running, stub: pb_grpc.DigitsStub, digits: Digits
 ) -> None:
