@@ -82,6 +82,7 @@ class InferenceServer:
     ) -> None:
         self._config = config
         self._runtime = runtime_for(config)
+        self._worker = worker
         self._group_ready = group_ready
         self._loaded = threading.Event()
         self._stopping = False
@@ -196,7 +197,7 @@ class InferenceServer:
         model_repository.require_model_name(name)
         model = models.load(directory, manifest, self._runtime)
         served = ServedModel(model, self._config, self._metrics.model(name, manifest.version))
-        self._feedback.expect(manifest)
+        self._feedback.expect(manifest, show=self._worker == 0)
         return served
 
     def _model_changed(self, name: str, served: bool) -> None:

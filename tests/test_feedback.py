@@ -47,9 +47,15 @@ class Setting:
         self.asked.append((model, version))
         return self.published.get((model, version))
 
-    def serve(self, *labels: str, outputs: tuple[TensorSpec, ...] = CLASSIFIER_OUTPUTS) -> None:
+    def serve(
+        self,
+        *labels: str,
+        outputs: tuple[TensorSpec, ...] = CLASSIFIER_OUTPUTS,
+        show: bool = True,
+    ) -> None:
         variant = Variant("model.onnx", ONNX_PLATFORM, "fp32", "")
-        self.feedback.expect(Manifest("m", 1, (IMAGES,), outputs, (variant,), {}, labels=labels))
+        manifest = Manifest("m", 1, (IMAGES,), outputs, (variant,), {}, labels=labels)
+        self.feedback.expect(manifest, show=show)
 
     def id_of(self, label: int, model: str = "m", version: int = 1, classes: int = 1000) -> str:
         return self.signer.ids(model, str(version), classes, [Prediction(label, 0.9, 0.9, 0.1)])[0]
@@ -96,6 +102,14 @@ def test_every_cell_is_there_at_zero_before_the_first_label(setting: Setting) ->
     }
     assert setting.delays() == [0] * (len(DELAYS) + 2)
     assert setting.refused() == dict.fromkeys(REASONS, 0)
+
+
+def test_one_process_shows_the_cells_and_the_others_what_they_counted(setting: Setting) -> None:
+    setting.serve("3", "7", show=False)
+    assert setting.cells() == {}
+    assert setting.take(setting.id_of(0), "7") == Result(Outcome.COUNTED)
+    assert setting.cells() == {("7", "3", "false"): 1}
+    assert setting.asked == []
 
 
 def test_labels_are_counted_by_truth_and_prediction(setting: Setting) -> None:
