@@ -55,11 +55,12 @@ def _feedback(client: Client, arguments: argparse.Namespace) -> int:
 
 def _quality(client: Client, arguments: argparse.Namespace) -> int:
     found = client.quality(arguments.model, arguments.version, timeout=arguments.timeout)
-    print("\n\n".join("\n".join(_described(each)) for each in found) or "no model with labels")
+    print("\n\n".join("\n".join(described(each)) for each in found) or "no model with labels")
     return 0
 
 
-def _described(each: ModelQuality) -> Iterator[str]:
+def described(each: ModelQuality) -> Iterator[str]:
+    """Lines that say all that is known of a version."""
     yield f"{each.model} version {each.version}"
     if each.accuracy:
         interval = f"95% interval {each.accuracy.low:.4f} to {each.accuracy.high:.4f}"

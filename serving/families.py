@@ -162,7 +162,8 @@ class Exported:
 
     feedback = counter(
         "inference_feedback_total",
-        "Predictions whose true label came; truth is `other` for what is no class of the model.",
+        "Predictions whose true label came; truth is `other` for what is no class of the model. Of"
+        " models with more than 100 classes only `correct` is told.",
         (*MODEL, "truth", "predicted", "correct"),
     )
     feedback_delay_seconds = histogram(
@@ -256,5 +257,3 @@ class Kept:
     window_rows = Family("gauge", "drift_window_rows", "", MODEL, Merge.LIVE_MAX)
     # Milliseconds since 1970.
     last_inference = Family("gauge", "statistics_last_inference", "", MODEL, Merge.MAX)
-    # Rows of the window that drift was looked for in.
-    window_rows = Family("gauge", "drift_window_rows", "", MODEL, Merge.MAX)

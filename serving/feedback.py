@@ -90,13 +90,16 @@ class Feedback:
             if outcome is not Outcome.COUNTED:
                 metrics.slots(Exported.feedback_refused, outcome)
 
-    def expect(self, manifest: Manifest) -> None:
-        """The version is served: show each of its cells from now on, at 0 first.
+    def expect(self, manifest: Manifest, *, show: bool) -> None:
+        """The version is served: `show` each of its cells from now on, at 0 first.
 
-        Without that, a rate would miss what each is counted first.
+        Without that, a rate would miss what each is counted first. One process's zeros do for all:
+        every cell of every process is read at each scrape.
         """
         if manifest.labels and class_output(manifest):
-            self._know(manifest.name, manifest.version, manifest.labels)
+            self._labels[manifest.name, manifest.version] = manifest.labels
+            if show:
+                self._show(manifest.name, manifest.version, manifest.labels)
 
     def take(self, items: Sequence[tuple[str, str]]) -> list[Result]:
         """Count (prediction id, true label) pairs; what became of each, in their order."""
@@ -135,15 +138,15 @@ class Feedback:
         key = prediction.model, prediction.version
         labels = self._labels.get(key)
         if labels is None and (labels := self._published(*key)):
-            self._know(*key, labels)
+            self._show(*key, labels)
+            self._labels[key] = labels
         return labels if labels and prediction.label < len(labels) else None
 
-    def _know(self, model: str, version: int, labels: tuple[str, ...]) -> None:
+    def _show(self, model: str, version: int, labels: tuple[str, ...]) -> None:
         names = (model, str(version))
         for each in cells(labels):
             self._metrics.slots(Exported.feedback, *names, *each)
         self._metrics.slots(Exported.feedback_delay_seconds, *names)
-        self._labels[model, version] = labels
 
     def _told(self, accepted: _Accepted, counted: bool) -> Result:
         if not counted:

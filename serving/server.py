@@ -64,10 +64,10 @@ log = logging.getLogger("serving")
 class InferenceServer:
     """The gRPC server of one process. `start` makes it answer and loads the models behind that.
 
-    `counters` is the directory that the process counts in; `keys` sign prediction ids, the same in
-    all processes; `admin_of` makes of what changes this
-    process what changes the whole server; `group_ready` tells whether all other processes are
-    ready. Raises StartupError for what an operator must put right first.
+    `counters` is the directory that the process counts in; `keys` sign prediction ids, the same
+    ones in all processes; `admin_of` makes of what changes this process what changes the whole
+    server; `group_ready` tells whether all other processes are ready. Raises StartupError for what
+    an operator must put right first.
     """
 
     def __init__(
@@ -82,6 +82,7 @@ class InferenceServer:
     ) -> None:
         self._config = config
         self._runtime = runtime_for(config)
+        self._worker = worker
         self._group_ready = group_ready
         self._loaded = threading.Event()
         self._stopping = False
@@ -196,7 +197,7 @@ class InferenceServer:
         model_repository.require_model_name(name)
         model = models.load(directory, manifest, self._runtime)
         served = ServedModel(model, self._config, self._metrics.model(name, manifest.version))
-        self._feedback.expect(manifest)
+        self._feedback.expect(manifest, show=self._worker == 0)
         return served
 
     def _model_changed(self, name: str, served: bool) -> None:

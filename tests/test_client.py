@@ -8,10 +8,11 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-from conftest import Digits, Running
+from conftest import Digits, Running, publish_classifier, running_server
 from PIL import Image
 
-from serving.client import Client, RequestFailed, main
+from serving.client import Client, Drift, Interval, ModelQuality, RequestFailed, main
+from serving.client_commands import described
 
 
 def test_images_come_back_with_named_labels_and_probabilities(
@@ -63,6 +64,77 @@ def test_the_command_prints_file_label_and_probability(
     rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     assert [row[:2] for row in rows] == [[files[0], "3"], [files[1], "7"]]
     assert all(0.5 < float(row[2]) <= 1 for row in rows)
+
+
+def test_the_commands_take_labels_and_show_what_they_say(
+    digits: Digits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish_classifier(tmp_path / "models", digits)
+    three, seven = int(np.argmin(digits.classes)), int(np.argmax(digits.classes))
+    files = [save_png(tmp_path / f"{i}.png", digits, i) for i in (three, seven)]
+    with running_server(tmp_path / "models") as running:
+        at = ["--address", running.address]
+
+        def said(*arguments: str) -> list[str]:
+            assert main([*arguments, *at]) == 0
+            return capsys.readouterr().out.splitlines()
+
+        assert said("quality") == ["classifier version 1", "  accuracy    no labels yet"]
+        rows = said("classify", *files, "--model", "classifier", "--ids")
+        ids = [row.split("\t")[3] for row in rows]
+        assert said("feedback", ids[0], "3") == ["counted"]
+        assert said("feedback", ids[0], "3") == ["repeated"]
+        assert said("feedback", ids[1], "9") == ["counted"]
+        assert said("quality", "--model", "classifier") == [
+            "classifier version 1",
+            "  accuracy    0.5000  (95% interval 0.0945 to 0.9055), 1 of 2 labels",
+            "",
+            "  truth  predicted",
+            "           3  7",
+            "  3        1  .",
+            "  other    .  1",
+        ]
+        assert main(["feedback", "no id", "3", *at]) == 1
+        reason = "malformed: not a prediction id"
+        assert capsys.readouterr().err == f"error: {running.address}: {reason}\n"
+        assert main(["quality", "--model", "nobody", *at]) == 1
+        assert capsys.readouterr().err.startswith(f"error: {running.address}: NOT_FOUND: ")
+
+
+def test_all_that_is_known_of_a_version_is_shown() -> None:
+    confusion = {("10", "9"): 1, ("9", "9"): 1234, ("other", "10"): 20, ("9", "10"): 3}
+    share = Interval(0.98, 0.9687, 0.9873)
+    drift = Drift({"label": 0.3, "ink": 0.0123}, True, 600.0, 5000)
+    quality = ModelQuality(
+        *("m", "2", 1258, 1234, share, confusion, 0.99, 0.985, False, 0.9512, False, drift)
+    )
+    assert list(described(quality)) == [
+        "m version 2",
+        "  accuracy    0.9800  (95% interval 0.9687 to 0.9873), 1234 of 1258 labels",
+        "  holdout     0.9900",
+        "  probe       0.9850  (failed)",
+        "  estimated   0.9512  (unreliable: the inputs drifted)",
+        "  drift       YES: ink 0.012, label 0.300  (5000 rows in 600 s)",
+        "",
+        "  truth  predicted",
+        "              9    10",
+        "  9        1234     3",
+        "  10          1     .",
+        "  other       .    20",
+    ]
+    few = Drift({}, False, 600.0, 12)
+    quality = ModelQuality("m", "2", 0, 0, None, {}, None, None, True, 0.5, True, few)
+    assert list(described(quality)) == [
+        "m version 2",
+        "  accuracy    no labels yet",
+        "  estimated   0.5000",
+        "  drift       no: too few rows  (12 rows in 600 s)",
+    ]
+
+
+def test_as_many_labels_as_predictions_are_needed(running: Running) -> None:
+    with Client(running.address) as client, pytest.raises(ValueError, match="2 prediction ids"):
+        client.send_feedback(["a", "b"], ["3"])
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\x89PNG\r\n\x1a\n garbage"])

@@ -6,7 +6,9 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -113,6 +115,20 @@ def test_each_id_is_counted_once_by_all_processes_of_which_some_are_killed(tmp_p
     assert [process.exitcode for process in processes[:2]] == [-signal.SIGKILL] * 2
     assert total(tmp_path) == 20_000
     assert not any(table.count([(each, record) for each in ids]))
+
+
+def test_each_id_is_counted_once_by_all_threads_of_a_process(tmp_path: Path) -> None:
+    record = Counters(tmp_path).record(SERIES)
+    table = CountedIds(tmp_path, 1 << 16)
+    ids = [(each, record) for each in digests(list(range(1, 5001)))]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # so that they come between each other's steps
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            counted = sum(sum(news) for news in pool.map(table.count, [ids] * 4))
+    finally:
+        sys.setswitchinterval(interval)
+    assert counted == record.slots[0] == 5000
 
 
 class Deadly:

@@ -47,12 +47,18 @@ class Setting:
         self.asked.append((model, version))
         return self.published.get((model, version))
 
-    def serve(self, *labels: str, outputs: tuple[TensorSpec, ...] = CLASSIFIER_OUTPUTS) -> None:
+    def serve(
+        self,
+        *labels: str,
+        outputs: tuple[TensorSpec, ...] = CLASSIFIER_OUTPUTS,
+        show: bool = True,
+    ) -> None:
         variant = Variant("model.onnx", ONNX_PLATFORM, "fp32", "")
-        self.feedback.expect(Manifest("m", 1, (IMAGES,), outputs, (variant,), {}, labels=labels))
+        manifest = Manifest("m", 1, (IMAGES,), outputs, (variant,), {}, labels=labels)
+        self.feedback.expect(manifest, show=show)
 
     def id_of(self, label: int, model: str = "m", version: int = 1, classes: int = 1000) -> str:
-        return self.signer.ids(model, str(version), classes, [Prediction(label, 0.9)])[0]
+        return self.signer.ids(model, str(version), classes, [Prediction(label, 0.9, 0.9, 0.1)])[0]
 
     def take(self, text: str, label: str) -> Result:
         return self.feedback.take([(text, label)])[0]
@@ -98,6 +104,14 @@ def test_every_cell_is_there_at_zero_before_the_first_label(setting: Setting) ->
     assert setting.refused() == dict.fromkeys(REASONS, 0)
 
 
+def test_one_process_shows_the_cells_and_the_others_what_they_counted(setting: Setting) -> None:
+    setting.serve("3", "7", show=False)
+    assert setting.cells() == {}
+    assert setting.take(setting.id_of(0), "7") == Result(Outcome.COUNTED)
+    assert setting.cells() == {("7", "3", "false"): 1}
+    assert setting.asked == []
+
+
 def test_labels_are_counted_by_truth_and_prediction(setting: Setting) -> None:
     setting.serve("3", "7")
     told = [(0, "3"), (0, "3"), (0, "7"), (1, "7"), (1, "8"), (1, " 7")]
@@ -124,7 +138,7 @@ def test_a_repeated_label_counts_once_whatever_it_says(setting: Setting) -> None
 
 def test_one_that_is_refused_fails_no_other_and_each_has_its_reason(setting: Setting) -> None:
     setting.serve("3", "7")
-    foreign = Signer([b"a secret of others"]).ids("m", "1", 2, [Prediction(0, 1)])[0]
+    foreign = Signer([b"a secret of others"]).ids("m", "1", 2, [Prediction(0, 1.0, 1.0, 0.1)])[0]
     results = setting.feedback.take(
         [
             (setting.id_of(0), "3"),

@@ -21,8 +21,12 @@ CLASSES = 10
 steady = settings(deadline=None, derandomize=True, database=None)
 
 
+def prediction(label: int = 7, confidence: float = 0.75) -> Prediction:
+    return Prediction(label, confidence, calibrated=0.5, ink=0.1)
+
+
 def one_id(signer: Signer = SIGNER, label: int = 7, confidence: float = 0.75) -> str:
-    (text,) = signer.ids("resnet18", "3", CLASSES, [Prediction(label, confidence)])
+    (text,) = signer.ids("resnet18", "3", CLASSES, [prediction(label, confidence)])
     return text
 
 
@@ -36,7 +40,7 @@ def test_an_id_says_what_was_predicted(
     model: str, version: int, rows: list[tuple[int, float]]
 ) -> None:
     before = time.time_ns() // 1_000_000
-    predictions = [Prediction(*row) for row in rows]
+    predictions = [prediction(*row) for row in rows]
     ids = SIGNER.ids(model, str(version), 100_000, predictions)
     read = [SIGNER.read(text) for text in ids]
     assert [(each.model, each.version, each.label) for each in read] == [
@@ -57,14 +61,14 @@ def test_a_confidence_that_is_none_is_told_as_unknown(given_confidence: float, t
 
 
 def test_equal_predictions_have_ids_of_their_own_in_all_processes() -> None:
-    row = [Prediction(1, 0.5)] * 10_000
+    row = [prediction(1, 0.5)] * 10_000
     replicas = [Signer([KEY]), Signer([KEY])]
     ids = [text for signer in replicas for text in signer.ids("m", "1", CLASSES, row)]
     assert len({SIGNER.read(text).digest for text in ids}) == 20_000
 
 
 def test_a_label_that_is_no_class_has_an_empty_id_in_its_place() -> None:
-    rows = [Prediction(label, 0.5) for label in (3, 10, -1, 2**62, 4)]
+    rows = [prediction(label, 0.5) for label in (3, 10, -1, 2**62, 4)]
     ids = SIGNER.ids("m", "1", CLASSES, rows)
     assert [SIGNER.read(text).label if text else None for text in ids] == [3, None, None, None, 4]
 

@@ -26,7 +26,9 @@ class Feedback(_message.Message):
     PREDICTION_ID_FIELD_NUMBER: _builtins.int
     LABEL_FIELD_NUMBER: _builtins.int
     prediction_id: _builtins.str
-    """One of those in the response parameter `prediction_ids` of ModelInfer."""
+    """One of those in the response parameter `prediction_ids` of ModelInfer, where commas part them:
+    one for each row, or nothing for a row whose label is none of the model's classes.
+    """
     label: _builtins.str
     """The true class, by its name in the model's metadata, such as "7". A name that is no class of the
     model is counted as "other".
@@ -51,7 +53,9 @@ class SendFeedbackRequest(_message.Message):
 
     FEEDBACK_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def feedback(self) -> _containers.RepeatedCompositeFieldContainer[Global___Feedback]: ...
+    def feedback(self) -> _containers.RepeatedCompositeFieldContainer[Global___Feedback]:
+        """At most 10,000."""
+
     def __init__(
         self,
         *,
@@ -315,7 +319,7 @@ class ModelQuality(_message.Message):
 
     @_builtins.property
     def confusion(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConfusionCell]:
-        """cells above zero only"""
+        """Cells above zero only; none of a model with more than 100 classes."""
 
     @_builtins.property
     def drift(self) -> Global___Drift: ...

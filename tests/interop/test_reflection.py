@@ -64,6 +64,7 @@ def contents(answer: Any, index: int, dtype: str) -> NDArray[Any]:
 
 def test_the_services_are_listed(seen: Any) -> None:
     assert seen["services"] == [
+        "digits.v1.Digits",
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",
         "inference.GRPCInferenceService",
