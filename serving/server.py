@@ -20,6 +20,7 @@ from grpc_reflection.v1alpha import reflection
 
 import model_repository
 from serving import model as models
+from serving.access import Observe, access_log
 from serving.addresses import address, check_free
 from serving.admin import Admin, ProcessAdmin
 from serving.config import ServerConfig
@@ -95,7 +96,12 @@ class InferenceServer:
         signer = Signer(keys)
         self._feedback = _feedback(config, counters, signer, self._metrics)
         self.service = InferenceService(
-            self.registry, self._metrics, tracer, signer, config.priority_levels
+            self.registry,
+            self._metrics,
+            tracer,
+            signer,
+            config.priority_levels,
+            _observers(config),
         )
         servicer = InferenceServicer(
             self.registry,
@@ -249,6 +255,10 @@ class Server:
         self._drift.stop()
         self._metrics.stop()
         self._counters.close()
+
+
+def _observers(config: ServerConfig) -> tuple[Observe, ...]:
+    return (access_log(config.access_log),) if config.access_log else ()
 
 
 def version() -> str:
