@@ -66,6 +66,7 @@ class DynamicBatcher:
     ) -> None:
         self._run = run
         self._observe = observe
+        self._name = name
         self._max_batch_size = max_batch_size
         self._max_queue_delay = max_queue_delay
         self._max_queue_size = max_queue_size
@@ -239,10 +240,15 @@ class DynamicBatcher:
             return [(batch, [*answers])]
         except Exception as error:
             if len(batch) == 1:
-                log.exception("a request failed")
-                return [(batch, [ModelFailed("the model failed; the server's log says why")])]
-            log.warning("%d requests failed together, and now run singly: %r", len(batch), error)
-        return [ran for request in batch for ran in self._execute_again(request)]
+                return [(batch, [_failed(error)])]
+            why = repr(error)
+        runs = [ran for request in batch for ran in self._execute_again(request)]
+        if not any(isinstance(outcome, ModelFailed) for _, (outcome,) in runs):
+            count = len(batch)
+            log.warning(
+                "%s: %d requests failed together, none by itself: %s", self._name, count, why
+            )
+        return runs
 
     def _execute_again(self, request: Request) -> list[Ran]:
         if request.settled:
@@ -265,6 +271,17 @@ class DynamicBatcher:
                 log.exception("a batch could not be observed")
         for complete, outcome in claimed:
             _complete(complete, outcome)
+
+
+def _failed(error: Exception) -> ModelFailed:
+    """For whoever answers the request to log, who knows more of it.
+
+    A function of its own: the error's frames must not hold what holds the error, and with it the
+    inputs, until the garbage collector comes.
+    """
+    failed = ModelFailed("the model failed; the server's log says why")
+    failed.__cause__ = error
+    return failed
 
 
 def _refuse(requests: Sequence[Request], error: ServingError) -> None:

@@ -31,6 +31,11 @@ def _about(
     }
 
 
+def _require_http(url: str) -> None:
+    if not re.fullmatch(r"https?://[^/\s]\S*", url):
+        raise ValueError("expected http://HOST:PORT or https://HOST:PORT")
+
+
 @dataclass(frozen=True, slots=True)
 class VersionPolicy:
     """Which of a model's versions to serve: the `latest` so many, or the `specific` ones, or all
@@ -340,7 +345,7 @@ class ServerConfig:
         default=0,
         metadata=_about(
             "process",
-            "log one in so many answered requests; 0 logs none",
+            "log one in so many inference requests, answered or refused; 0 logs none",
             bounds=(0, 1_000_000_000),
         ),
     )
@@ -349,7 +354,8 @@ class ServerConfig:
         metadata=_about(
             "process",
             "send spans of requests that carry a sampled traceparent to this OpenTelemetry"
-            " collector, such as http://localhost:4318; needs the `tracing` extra",
+            " collector over HTTP, such as http://localhost:4318; needs the `tracing` extra",
+            check=_require_http,
         ),
     )
 

@@ -115,7 +115,7 @@ def _answered(servicer: DigitsServicer, message: pb.Feedback, context: Any) -> p
     try:
         return servicer.one(message)
     except Exception as error:
-        status, details = status_of(error)
+        status, details = status_of(error, rpc="StreamFeedback")
     context.abort(grpc.StatusCode[status], details)
     raise AssertionError("abort raises")
 

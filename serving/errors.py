@@ -79,7 +79,7 @@ class RequestCancelled(ServingError):
 
 
 class ModelFailed(ServingError):
-    """The model failed while it ran; the reason is in the server's log."""
+    """The model failed while it ran; `__cause__` is for the server's log, not for the caller."""
 
 
 class NotAllowed(ServingError):

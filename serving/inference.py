@@ -7,15 +7,17 @@ listens hands in what arrived and a callback, and waits for nothing.
 from __future__ import annotations
 
 import functools
+import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 
 from serving import tensors
-from serving.batch import SHORTEST_RETRY, Answer, Outcome, Stages
+from serving.access import Caller, Finished, Observe, Timing
+from serving.batch import SHORTEST_RETRY, Answer, Outcome
 from serving.errors import (
     BatcherClosed,
     Draining,
@@ -39,13 +41,7 @@ from serving.trace import Tracer
 # How often a request looks for another version when the one that it found is being unloaded.
 _ATTEMPTS = 5
 
-
-class Timing(NamedTuple):
-    """What an answer cost, by which version; durations in seconds."""
-
-    version: str
-    queue_seconds: float
-    stages: Stages
+log = logging.getLogger(__name__)
 
 
 class Reply(NamedTuple):
@@ -65,16 +61,25 @@ class Refusal(NamedTuple):
 
 
 Respond = Callable[[Reply | Refusal], None]
+CallerOf = Callable[[], Caller]
 
 
 class _Call:
     """One request on its way: what is needed to answer it."""
 
-    __slots__ = ("arrived", "message_bytes", "outputs", "request_id", "respond", "served")
+    __slots__ = (
+        "arrived", "asked", "caller", "message_bytes", "outputs", "request_id", "respond", "rows",
+        "served",
+    )  # fmt: skip
 
-    def __init__(self, respond: Respond, message_bytes: int) -> None:
+    def __init__(
+        self, respond: Respond, message_bytes: int, caller: CallerOf | None = None
+    ) -> None:
         self.respond = respond
         self.message_bytes = message_bytes
+        self.caller = caller
+        self.asked = ("", "")  # model and version, where somebody observes
+        self.rows = 0
         self.arrived = time.monotonic()
         self.request_id = ""
         self.served: ServedModel | None = None
@@ -82,7 +87,10 @@ class _Call:
 
 
 class InferenceService:
-    """Answers inference requests for the models of a registry, and counts them."""
+    """Answers inference requests for the models of a registry, and counts them.
+
+    A transport tells who called only where there are `observers`.
+    """
 
     def __init__(
         self,
@@ -91,7 +99,9 @@ class InferenceService:
         tracer: Tracer,
         signer: Signer,
         priority_levels: int,
+        observers: Sequence[Observe] = (),
     ) -> None:
+        self.observers = observers
         self._registry = registry
         self._metrics = metrics
         self._tracer = tracer
@@ -103,13 +113,15 @@ class InferenceService:
         self._changed = threading.Condition()
         self.draining = False  # set when streams that go on must begin nothing new
 
-    def submit(self, message: bytes, deadline: float, respond: Respond) -> Callable[[], None]:
+    def submit(
+        self, message: bytes, deadline: float, respond: Respond, caller: CallerOf | None = None
+    ) -> Callable[[], None]:
         """Answer a serialised ModelInferRequest by calling `respond` once, from any thread.
 
         `deadline` is an absolute time.monotonic. The callable that is returned cancels: the request
         gets its refusal at once, and is not run unless it already is. `respond` must not wait.
         """
-        call = _Call(respond, len(message))
+        call = _Call(respond, len(message), caller)
         with self._changed:
             self._in_flight += 1
             self._shown_in_flight[0] = self._in_flight
@@ -124,7 +136,7 @@ class InferenceService:
         """Requests that were submitted and are not answered yet."""
         return self._in_flight
 
-    def refuse_unread(self, message: bytes = b"") -> Refusal:
+    def refuse_unread(self, message: bytes = b"", caller: CallerOf | None = None) -> Refusal:
         """How to refuse a request whatever it asks, where there is no room; counted.
 
         Of a stream's message, which was received all the same, the id is told.
@@ -134,8 +146,12 @@ class InferenceService:
             if self.draining
             else Overloaded("the server is overloaded", max(SHORTEST_RETRY, self._last_wait))
         )
-        refusal = _refusal(error, _id_of(message))
+        refusal = _refusal(error, _id_of(message), {})
         self._metrics.refused(refusal.status, reason_of(error), len(message))
+        if self.observers:
+            call = _Call(_unheard, len(message), caller)
+            call.request_id = refusal.request_id
+            self._tell(call, refusal)
         return refusal
 
     def wait_until_idle(self, timeout: float) -> bool:
@@ -150,6 +166,8 @@ class InferenceService:
         except DecodeError:
             raise InvalidInput("the message is no ModelInferRequest") from None
         call.request_id = request.id
+        if self.observers:
+            call.asked = request.model_name, request.model_version
         asked = parameters(request)
         if asked.timeout is not None:
             deadline = min(deadline, call.arrived + asked.timeout)
@@ -175,6 +193,7 @@ class InferenceService:
             priority=level,
             arrived=call.arrived,
         )
+        call.rows = pending.rows
         served.submit(pending)
         return pending.cancel
 
@@ -211,9 +230,6 @@ class InferenceService:
             response.parameters["prediction_ids"].string_param = ids
         self._last_wait = answer.queue_seconds
         timing = Timing(served.version, answer.queue_seconds, answer.stages)
-        if self._tracer.active:
-            facts = functools.partial(_facts, call, timing)
-            self._tracer.record(served.manifest.name, call.request_id, facts)
         message = response.SerializeToString()
         served.metrics.replied(call.message_bytes, len(message))
         return Reply(message, timing)
@@ -225,7 +241,7 @@ class InferenceService:
 
     def _refuse(self, call: _Call, error: Exception) -> None:
         """Answer with the error's status, and count it."""
-        refusal = _refusal(error, call.request_id)
+        refusal = _refusal(error, call.request_id, _names(call))
         status, reason, size = refusal.status, reason_of(error), call.message_bytes
         try:
             if call.served:
@@ -236,9 +252,22 @@ class InferenceService:
         finally:  # whatever becomes of the counts, the caller waits
             self._finish(call, refusal)
 
+    def _tell(self, call: _Call, outcome: Reply | Refusal) -> None:
+        """Those who observe; what goes wrong there is none of the caller's business."""
+        try:
+            finished = _finished(call, outcome)
+            if self._tracer.active:
+                self._tracer.record(finished)
+            for observe in self.observers:
+                observe(finished)
+        except Exception:
+            log.exception("a request could not be observed")
+
     def _finish(self, call: _Call, outcome: Reply | Refusal) -> None:
         try:
             call.respond(outcome)
+            if self.observers or self._tracer.active:
+                self._tell(call, outcome)
         finally:
             with self._changed:
                 self._in_flight -= 1
@@ -247,8 +276,8 @@ class InferenceService:
                     self._changed.notify_all()
 
 
-def _refusal(error: Exception, request_id: str) -> Refusal:
-    status, details = status_of(error)
+def _refusal(error: Exception, request_id: str, names: Mapping[str, str]) -> Refusal:
+    status, details = status_of(error, **names)
     retry_after = error.retry_after if isinstance(error, NoRoom) else None
     return Refusal(status, details, request_id, retry_after)
 
@@ -260,14 +289,40 @@ def _id_of(message: bytes) -> str:
         return ""
 
 
-def _facts(call: _Call, timing: Timing) -> dict[str, object]:
-    """What a trace tells of an answered request."""
-    return {
-        "version": timing.version,
-        "seconds": time.monotonic() - call.arrived,
-        "queue_seconds": timing.queue_seconds,
-        **timing.stages._asdict(),
-    }
+def _names(call: _Call) -> dict[str, str]:
+    """What tells a failed request from others in the log, as far as it is known."""
+    model, version = _model_of(call)
+    request_id = call.request_id or (call.caller().request_id if call.caller else "")
+    return {"model": model, "version": version, "request_id": request_id}
+
+
+def _model_of(call: _Call) -> tuple[str, str]:
+    """Name and version: what was found, or else what was asked for."""
+    return (call.served.manifest.name, call.served.version) if call.served else call.asked
+
+
+def _finished(call: _Call, outcome: Reply | Refusal) -> Finished:
+    model, version = _model_of(call)
+    refusal = outcome if isinstance(outcome, Refusal) else None
+    reply = outcome if isinstance(outcome, Reply) else None
+    return Finished(
+        caller=call.caller,
+        model=model,
+        version=version,
+        id=call.request_id,
+        code=refusal.status if refusal else "OK",
+        details=refusal.details if refusal else "",
+        rows=call.rows,
+        request_bytes=call.message_bytes,
+        response_bytes=len(reply.message) if reply else 0,
+        arrived=call.arrived,
+        seconds=time.monotonic() - call.arrived,
+        timing=reply.timing if reply else None,
+    )
+
+
+def _unheard(outcome: Reply | Refusal) -> None:
+    """Answers a call that its transport refuses itself."""
 
 
 def _nothing() -> None:

@@ -107,9 +107,10 @@ class Lifecycle:
     def _refuse(self, name: str, version: int, error: Exception) -> None:
         expected = isinstance(error, RepositoryError | ModelLoadError)
         reason = str(error) if expected else f"{type(error).__name__}; the server's log says more"
-        log.error("model %s version %d is not served: %s", name, version, reason)
-        if not expected:
-            log.error("unexpected error", exc_info=error)
+        traceback = None if expected else error
+        log.error(
+            "model %s version %d is not served: %s", name, version, reason, exc_info=traceback
+        )
         self._metrics.load_failed(name, version, _kind(error))
         self._registry.note(name, version, State.UNAVAILABLE, reason)
         if version in self._registry.versions(name):  # what was loaded before goes on

@@ -23,14 +23,14 @@ log = logging.getLogger("serving")
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Serve until SIGTERM or SIGINT; the exit status."""
     config = parse(argv, environ)
-    logs.configure(config.log_level)
+    logs.configure(config.log_level, config.log_format)
     collect_less_often()
     stopping = _on_signals()
     try:
         server = _server(config)
         server.start()
     except StartupError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _tell_operator(error, config.log_format)
         return 1
     stopping.wait()
     log.info("draining, for at most %g s", config.drain_timeout)
@@ -41,6 +41,14 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 
 def _server(config: ServerConfig) -> Server | Supervisor:
     return Server(config) if config.workers == 1 else Supervisor(config)
+
+
+def _tell_operator(error: StartupError, log_format: str) -> None:
+    """One line: for a person the reason alone, for a machine like all others."""
+    if log_format == "json":
+        log.critical("%s", error)
+    else:
+        print(f"error: {error}", file=sys.stderr)
 
 
 def _on_signals() -> threading.Event:

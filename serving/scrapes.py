@@ -5,9 +5,12 @@ from __future__ import annotations
 import functools
 import logging
 import socket
+import sys
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
@@ -56,4 +59,22 @@ def _listen_for_scrapes(host: str, port: int, registry: CollectorRegistry) -> WS
     class Listener(ThreadingWSGIServer):
         address_family = family
 
-    return make_server(host, port, make_wsgi_app(registry), Listener, _SilentHandler)
+        def handle_error(self, request: object, client_address: object) -> None:
+            """Of a caller that went away in the middle, say."""
+            log.warning("a scrape from %s failed: %r", client_address, sys.exception())
+
+    return make_server(host, port, _logged(make_wsgi_app(registry)), Listener, _SilentHandler)
+
+
+def _logged(app: WSGIApplication) -> WSGIApplication:
+    """The application, whose errors wsgiref would print beside the log."""
+
+    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        try:
+            return app(environ, start_response)
+        except Exception:
+            log.exception("a scrape failed")
+            start_response("500 Internal Server Error", [("Content-Length", "0")])
+            return ()
+
+    return answer

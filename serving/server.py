@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -20,6 +21,7 @@ from grpc_reflection.v1alpha import reflection
 
 import model_repository
 from serving import model as models
+from serving.access import Observe, access_log
 from serving.addresses import address, check_free
 from serving.admin import Admin, ProcessAdmin
 from serving.config import ServerConfig
@@ -42,6 +44,9 @@ from serving.servicer import SERVICE, InferenceServicer, handlers
 from serving.trace import Tracer
 from serving.transport import Handlers
 
+if TYPE_CHECKING:  # it imports OpenTelemetry, which need not be there
+    from serving.tracing import Spans
+
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 READINESS = ("", "readiness")
@@ -53,6 +58,8 @@ THREADS = (4, 256)
 MAX_CALLS_PER_CONNECTION = 4096
 # Seconds for the last answers to leave, and then for streams, such as health watches, to end.
 LAST_ANSWERS = 0.5
+# Seconds for the last spans to reach a collector, which may be away.
+LAST_SPANS = 3.0
 # Seconds between two looks at whether requests are still being received.
 RECEIVED_WITHIN = 0.005
 # Milliseconds of silence until a peer is asked whether it lives, and for its answer.
@@ -95,8 +102,14 @@ class InferenceServer:
         self.admin = ProcessAdmin(self.control, tracer)
         signer = Signer(keys)
         self._feedback = _feedback(config, counters, signer, self._metrics)
+        self._spans = _spans(config, worker)
         self.service = InferenceService(
-            self.registry, self._metrics, tracer, signer, config.priority_levels
+            self.registry,
+            self._metrics,
+            tracer,
+            signer,
+            config.priority_levels,
+            _observers(config, self._spans),
         )
         servicer = InferenceServicer(
             self.registry,
@@ -165,6 +178,8 @@ class InferenceServer:
             self._loader.join(max(0.0, end - time.monotonic()))
         for served in self.registry.served:
             served.batcher.close(0.0)
+        if self._spans:
+            self._spans.close(min(LAST_SPANS, max(0.0, end - time.monotonic())))
 
     def _run(self) -> None:
         log.info(self._runtime.why)
@@ -250,6 +265,24 @@ class Server:
         self._drift.stop()
         self._metrics.stop()
         self._counters.close()
+
+
+def _spans(config: ServerConfig, worker: int) -> Spans | None:
+    """Where spans go; StartupError where what sends them is not installed."""
+    if not config.otlp_endpoint:
+        return None
+    try:
+        from serving.tracing import Spans
+    except ImportError as error:
+        raise StartupError(
+            f"--otlp-endpoint needs the tracing extra, pip install 'digits[tracing]': {error}"
+        ) from None
+    return Spans(config.otlp_endpoint, version(), worker)
+
+
+def _observers(config: ServerConfig, spans: Spans | None) -> tuple[Observe, ...]:
+    log_some = (access_log(config.access_log),) if config.access_log else ()
+    return (*log_some, spans.record) if spans else log_some
 
 
 def version() -> str:

@@ -168,7 +168,7 @@ def unary(
         try:
             return method(request, context.peer())
         except Exception as error:
-            status, details = status_of(error)
+            status, details = status_of(error, rpc=kind.__name__.removesuffix("Request"))
         if status == "PERMISSION_DENIED" or status == "UNIMPLEMENTED":
             details = f"{kind.__name__.removesuffix('Request')}: {details}"
         context.abort(grpc.StatusCode[status], details)

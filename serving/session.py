@@ -114,7 +114,7 @@ def _session(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = runtime.threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors come as exceptions: printed, they would be told twice
     # A spinning thread burns the CPU that gRPC needs between two batches.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     providers = provider_options(runtime, variant.precision, variant.sha256)

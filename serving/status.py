@@ -1,12 +1,15 @@
 """The tables from errors to canonical status names, for every transport, and to reasons, for the
 metrics.
 
+Where an error becomes an answer is where it is logged, if it is the server's own fault.
+
 https://grpc.io/docs/guides/status-codes/
 """
 
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -63,12 +66,26 @@ Entry = TypeVar("Entry")
 log = logging.getLogger(__name__)
 
 
-def status_of(error: BaseException) -> tuple[str, str]:
-    """What to answer; an error outside the table is logged, and its text kept to ourselves."""
-    if status := _entry(STATUS, error):
-        return status, str(error)[:_MAX_DETAILS]
-    log.error("unexpected error", exc_info=error)
-    return "INTERNAL", "internal error"
+def status_of(error: BaseException, **facts: object) -> tuple[str, str]:
+    """What to answer. What is the server's own fault is logged, once and here, with its traceback
+    and the `facts` of the request, and the answer tells what to look for in the log.
+
+    The text of an error outside the table is kept to ourselves.
+    """
+    known = _entry(STATUS, error)
+    status, details = (known, str(error)) if known else ("INTERNAL", "internal error")
+    if status != "INTERNAL":
+        log.debug("refused: %s", details[:_MAX_DETAILS], extra=facts)
+        return status, details[:_MAX_DETAILS]
+    if not facts.get("request_id"):
+        facts["request_id"] = uuid.uuid4().hex
+        details = f"{details} (request {facts['request_id']})"
+    cause = error.__cause__ if isinstance(error, ModelFailed) else None
+    facts = {name: fact for name, fact in facts.items() if fact}
+    log.error("a request failed", exc_info=cause or error, extra=facts)
+    if cause:  # its frames hold the batch, and that holds it: until the garbage collector came
+        error.__cause__ = None
+    return status, details
 
 
 def reason_of(error: BaseException) -> Rejection:

@@ -10,8 +10,8 @@ from typing import Any
 
 import grpc
 
-from serving.calls import MethodHandler, deadline_of
-from serving.inference import InferenceService, Refusal, Reply
+from serving.calls import MethodHandler, caller_of, deadline_of
+from serving.inference import CallerOf, InferenceService, Refusal, Reply
 from serving.pb import inference_pb2 as pb
 
 # Streams that may be open at the same time; each takes two threads.
@@ -52,6 +52,10 @@ class _Stream:
         self._limit = limit
         self._messages = messages
         self._deadline = deadline_of(context)
+        self._caller: CallerOf | None = None
+        if service.observers:  # one for all of the stream's requests
+            who = caller_of("ModelStreamInfer", context)
+            self._caller = lambda: who
         self._answers: SimpleQueue[Reply | Refusal | None] = SimpleQueue()
         self._window = threading.Semaphore(STREAM_WINDOW)
         self._lock = threading.Lock()
@@ -81,7 +85,7 @@ class _Stream:
                     break
                 self._submitted = number + 1
                 if self._service.draining or self._service.in_flight >= self._limit:
-                    self._answers.put(self._service.refuse_unread(message))
+                    self._answers.put(self._service.refuse_unread(message, self._caller))
                 else:
                     self._submit(number, message)
         except Exception:  # grpcio's way to end the requests of a stream that was cancelled
@@ -97,7 +101,7 @@ class _Stream:
 
         with self._lock:
             self._cancels[number] = _nothing
-        cancel = self._service.submit(message, self._deadline, respond)
+        cancel = self._service.submit(message, self._deadline, respond, self._caller)
         with self._lock:
             if number in self._cancels:
                 self._cancels[number] = cancel

@@ -1,4 +1,5 @@
-"""Tracer: Triton's trace settings. A traced request is one line of JSON in the log, at level info.
+"""Tracer: Triton's trace settings. A traced request is a line in the log, at level info, with what
+the access log tells. It has nothing to do with OpenTelemetry, which is `tracing`'s.
 
 Settings are a list of texts each, as in Triton: `trace_level` OFF or TIMESTAMPS, `trace_rate` (one
 request in so many), `trace_count` (so many more, -1 for no end). A model may have its own.
@@ -6,11 +7,11 @@ request in so many), `trace_count` (so many more, -1 for no end). A model may ha
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
+from serving.access import Finished, Sampling
 from serving.errors import InvalidInput
 
 OFF, TIMESTAMPS = "OFF", "TIMESTAMPS"
@@ -21,31 +22,13 @@ Settings = dict[str, tuple[str, ...]]
 log = logging.getLogger(__name__)
 
 
-class _Sampling:
-    """Which of the requests under one set of settings are traced."""
-
-    def __init__(self, rate: int, count: int) -> None:
-        self._rate = rate
-        self._left = count  # negative: no end
-        self._seen = 0
-        self._lock = threading.Lock()
-
-    def takes_next(self) -> bool:
-        """Whether the next request is traced; the first one is, then one in `rate`."""
-        with self._lock:
-            taken = bool(self._left) and self._seen % self._rate == 0
-            self._seen += 1
-            self._left -= taken and self._left > 0
-        return taken
-
-
 class Tracer:
     """Decides which requests are traced. `active` is false where none can be: it costs nothing."""
 
     def __init__(self) -> None:
         self.active = False
         self._settings: dict[str, Settings] = {"": dict(_DEFAULTS)}
-        self._samplings: dict[str, _Sampling] = {}  # of those names whose tracing is on
+        self._samplings: dict[str, Sampling] = {}  # of those names whose tracing is on
         self._changing = threading.Lock()
 
     def settings(self, model: str = "") -> Settings:
@@ -66,17 +49,19 @@ class Tracer:
             if model and not kept:
                 del self._settings[model]
             self._samplings = {
-                name: _Sampling(int(now["trace_rate"][0]), int(now["trace_count"][0]))
+                name: Sampling(int(now["trace_rate"][0]), int(now["trace_count"][0]))
                 for name in self._settings
                 if TIMESTAMPS in (now := self.settings(name))["trace_level"]
             }
             self.active = bool(self._samplings)
 
-    def record(self, model: str, request_id: str, facts: Callable[[], dict[str, object]]) -> None:
-        """Log what the facts say of an answered request, if it is one of those to trace."""
-        sampling = self._samplings.get(model if model in self._settings else "")
+    def record(self, finished: Finished) -> None:
+        """Log a request that was answered, if it is one of those to trace."""
+        if finished.timing is None:
+            return
+        sampling = self._samplings.get(finished.model if finished.model in self._settings else "")
         if sampling and sampling.takes_next():
-            log.info("trace %s", json.dumps({"model": model, "id": request_id, **facts()}))
+            log.info("trace", extra=finished.facts())
 
 
 def _check(name: str, values: tuple[str, ...]) -> None:

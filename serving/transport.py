@@ -10,13 +10,15 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
+from functools import partial
 from typing import Any
 
 import grpc
 from grpc import _server as grpc_internals
 
-from serving.calls import MethodHandler, deadline_of
-from serving.inference import InferenceService, Refusal, Reply, Timing
+from serving.access import Timing
+from serving.calls import MethodHandler, caller_of, deadline_of
+from serving.inference import InferenceService, Refusal, Reply
 from serving.receiving import ReceivingPool
 from serving.servicer import SERVICE
 from serving.streaming import stream_handler
@@ -89,7 +91,8 @@ def infer_handler(
                 _refuse(context, outcome)
                 send(None)
 
-        cancel = service.submit(message, deadline_of(context), respond)
+        caller = partial(caller_of, "ModelInfer", context) if service.observers else None
+        cancel = service.submit(message, deadline_of(context), respond, caller)
         if not context.add_callback(cancel):
             cancel()
 
@@ -100,7 +103,8 @@ def _refuse_handler(service: InferenceService) -> MethodHandler:
     """Refuses a call without reading its request: to grpcio that is a stream, nobody asks for."""
 
     def refuse(messages: Iterator[bytes], context: Any, send: Send) -> None:
-        _refuse(context, service.refuse_unread())
+        caller = partial(caller_of, "ModelInfer", context) if service.observers else None
+        _refuse(context, service.refuse_unread(caller=caller))
         send(None)
 
     return grpc.stream_stream_rpc_method_handler(_non_blocking(refuse, _Inline(1)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection, wait
 from types import FrameType
@@ -109,7 +110,7 @@ class _Worker:
 
 def run(order: Order, connection: Connection) -> None:
     """The process: serve until told to stop, or until SIGTERM."""
-    logs.configure(order.config.log_level, order.number)
+    logs.configure(order.config.log_level, order.config.log_format, order.number)
     collect_less_often()
     stop, stopping = os.pipe()
 
@@ -122,3 +123,6 @@ def run(order: Order, connection: Connection) -> None:
         _Worker(order, connection).serve(stop)
     except StartupError as error:
         connection.send(Failed(str(error)))
+    except Exception:  # multiprocessing would print it, beside the log
+        log.exception("unexpected error")
+        sys.exit(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 
@@ -11,7 +10,9 @@ import pytest
 from conftest import Running, publish_times, running_server, times_request
 
 from serving import logs
+from serving.access import Finished, Timing
 from serving.admin import is_local, require_admin
+from serving.batch import Stages
 from serving.errors import InvalidInput, NotAllowed
 from serving.pb import inference_pb2 as pb
 from serving.trace import Tracer
@@ -109,14 +110,18 @@ def test_a_log_setting_that_cannot_be_is_named_and_changes_nothing(
 
 def traced(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
     """Model and request id of each trace line."""
-    lines = [r.getMessage() for r in caplog.records if r.name == "serving.trace"]
-    facts = [json.loads(line.removeprefix("trace ")) for line in lines]
-    return [(each["model"], each["id"]) for each in facts]
+    records = [vars(r) for r in caplog.records if r.name == "serving.trace"]
+    return [(each["model"], each["request_id"]) for each in records]
+
+
+def finished(model: str, request_id: str) -> Finished:
+    timing = Timing("1", 0.0, Stages(1, 0.0, 0.0, 0.0))
+    return Finished(None, model, "1", request_id, "OK", "", 1, 0, 0, 0.0, 0.0, timing)
 
 
 def ask(tracer: Tracer, model: str, *numbers: int) -> None:
     for number in numbers:
-        tracer.record(model, str(number), dict)
+        tracer.record(finished(model, str(number)))
 
 
 @pytest.fixture
@@ -227,16 +232,17 @@ def test_a_traced_request_is_one_line_that_says_what_it_cost(
     request = times_request(1, 2, 3)
     request.id = 'no. 5 "quoted"'
     _, call = administered.stub.ModelInfer.with_call(request)
-    (line,) = [r.getMessage() for r in lines.records if r.name == "serving.trace"]
-    facts = json.loads(line.removeprefix("trace "))
-    assert (facts["model"], facts["version"], facts["id"]) == ("times", "1", 'no. 5 "quoted"')
-    assert facts["rows"] == 3
+    assert administered.server.inference.wait_until_idle(10)
+    (facts,) = [vars(r) for r in lines.records if r.name == "serving.trace"]
+    assert traced(lines) == [("times", 'no. 5 "quoted"')]
+    assert (facts["version"], facts["rows"], facts["batch_rows"]) == ("1", 3, 3)
     spent = facts["queue_seconds"] + facts["compute_infer_seconds"]
     assert 0 < spent < facts["seconds"] < 10
     assert dict(call.trailing_metadata())["model-version"] == "1"
     told = change_trace(administered, "times", trace_level=[], trace_rate=[])
     assert told == change_trace(administered)
     administered.stub.ModelInfer(request)
+    assert administered.server.inference.wait_until_idle(10)
     assert len(traced(lines)) == 1
 
 

@@ -44,6 +44,7 @@ def test_a_root_module_imports_only_what_both_sides_can_afford(
     [
         ("model_repository", {"numpy", "repository_commands", "repository_upkeep"}),
         ("serving.server", {"torch", "onnx", "sklearn", "training"}),
+        ("serving.main", {"opentelemetry", "requests"}),  # an extra, for who asks for spans
         ("serving.client", {"torch", "onnxruntime", "prometheus_client", "serving.server"}),
         ("training.__main__", {"grpc", "prometheus_client", "serving"}),
     ],

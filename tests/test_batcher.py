@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import threading
 import time
 import weakref
@@ -23,6 +25,7 @@ from serving.errors import (
     ServingError,
 )
 from serving.execution import Execution
+from serving.status import status_of
 
 PATIENCE = 10.0  # seconds; only a broken batcher takes them
 Make = Callable[..., DynamicBatcher]
@@ -579,6 +582,59 @@ def test_a_request_that_the_model_cannot_run_fails_alone(make: Make, doubler: Do
     assert str(bad.error) == "the model failed; the server's log says why"
     assert (good.values, other.values) == ([2.0], [4.0])
     assert doubler.batches == [[0.0], [1.0, 13.0, 2.0], [1.0], [13.0], [2.0]]
+
+
+def test_a_failure_is_its_requests_to_tell(
+    make: Make, doubler: Doubler, caplog: pytest.LogCaptureFixture
+) -> None:
+    batcher = make(max_batch_size=4)
+    occupy(doubler, batcher)
+    good, bad = Asked(batcher, 1.0), Asked(batcher, 13.0)
+    doubler.release()
+    assert repr(bad.error.__cause__) == "RuntimeError('unlucky')"
+    assert good.values == [2.0]
+    assert caplog.records == []
+
+
+def test_a_batch_that_failed_although_none_of_its_requests_does_is_a_warning(
+    make: Make, doubler: Doubler, caplog: pytest.LogCaptureFixture
+) -> None:
+    def run(inputs: Tensors) -> Tensors:
+        outputs = doubler(inputs)
+        if len(inputs["x"]) > 1:
+            raise MemoryError("too many rows")
+        return outputs
+
+    batcher = make(run, max_batch_size=4, name="model-1")
+    occupy(doubler, batcher)
+    asked = [Asked(batcher, value) for value in (1.0, 2.0)]
+    doubler.release()
+    assert [each.values for each in asked] == [[2.0], [4.0]]
+    expected = "model-1: 2 requests failed together, none by itself: MemoryError('too many rows')"
+    assert [record.getMessage() for record in caplog.records] == [expected]
+
+
+def test_a_failed_request_leaves_nothing_for_the_garbage_collector(make: Make) -> None:
+    def run(inputs: Tensors) -> Tensors:
+        raise ValueError("no")
+
+    batcher = make(run, max_batch_size=1)
+    outcome: Future[Outcome] = Future()
+    array = np.ones(1)
+    kept = weakref.ref(array)
+    gc.disable()
+    logging.disable()  # pytest would keep the record, and what it tells of
+    try:
+        batcher.submit(Request({"x": array}, outcome.set_result))
+        error = outcome.result(PATIENCE)
+        assert isinstance(error, ModelFailed)
+        assert status_of(error)[0] == "INTERNAL"
+        del error, outcome, array
+        assert batcher.close(PATIENCE)
+        assert kept() is None
+    finally:
+        gc.enable()
+        logging.disable(logging.NOTSET)
 
 
 def test_a_failing_batch_leaves_the_next_alone(make: Make, doubler: Doubler) -> None:

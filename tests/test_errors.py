@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+
 import grpc
 import pytest
 
-from serving.errors import InvalidInput, NoRoom, Overloaded, QueueFull, Rejection, ServingError
+from serving.errors import (
+    InvalidInput,
+    ModelFailed,
+    NoRoom,
+    Overloaded,
+    QueueFull,
+    Rejection,
+    ServingError,
+)
 from serving.status import STATUS, reason_of, status_of
 
 
@@ -19,7 +29,8 @@ def example(kind: type[ServingError]) -> ServingError:
 
 
 def test_every_serving_error_has_its_status() -> None:
-    statuses = {kind.__name__: status_of(example(kind)) for kind in subclasses(ServingError)}
+    kinds = subclasses(ServingError)
+    statuses = {kind.__name__: status_of(example(kind), request_id="1") for kind in kinds}
     assert statuses == {
         "ModelNotFound": ("NOT_FOUND", "why"),
         "ModelNotReady": ("UNAVAILABLE", "why"),
@@ -76,8 +87,26 @@ def test_an_error_without_an_entry_takes_its_parents() -> None:
 def test_an_unknown_error_is_logged_with_its_traceback_and_kept_secret(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    assert status_of(KeyError("password")) == ("INTERNAL", "internal error")
-    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [KeyError]
+    status, details = status_of(KeyError("password"), model="m", version="")
+    (record,) = caplog.records
+    assert record.exc_info
+    assert record.exc_info[0] is KeyError
+    facts = vars(record)
+    assert (status, facts["model"], "version" in facts) == ("INTERNAL", "m", False)
+    assert details == f"internal error (request {facts['request_id']})"
+
+
+def test_a_failed_request_is_logged_by_the_id_that_its_caller_gave(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert status_of(ModelFailed("why"), request_id="mine") == ("INTERNAL", "why")
+    assert [vars(record)["request_id"] for record in caplog.records] == ["mine"]
+
+
+def test_what_callers_do_wrong_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    status_of(InvalidInput("x"), request_id="mine")
+    assert caplog.records == []
 
 
 def test_a_message_is_cut_to_what_a_header_carries() -> None:
