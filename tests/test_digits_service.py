@@ -313,14 +313,14 @@ def test_what_is_known_without_labels_reaches_the_client(tmp_path: Path) -> None
     metrics.set(Exported.accuracy, 0.5, *key, "probe")
     metrics.set(Exported.probe_passed, 0, *key)
     metrics.set(Exported.estimated_accuracy, 0.9, *key)
-    metrics.set(Exported.estimate_reliable, 1, *key)
+    metrics.set(Exported.estimate_reliable, 0, *key)
     metrics.set(Exported.drift, 0.125, *key, "ink")
     metrics.set(Exported.drift, math.nan, *key, "label")
     metrics.set(Kept.window_rows, 1234, *key)
     counted = CountedIds(tmp_path, 1024)
     feedback = Feedback(Signer([b""]), metrics, counted, lambda model, version: None, 60.0)
     server = grpc.server(ThreadPoolExecutor(1))
-    config = ServerConfig(drift_window=60.0, drift_threshold=0.1)
+    config = ServerConfig(drift_window=60.0)
     add_digits_service(server, feedback, ModelRegistry(), metrics, config)
     address = f"localhost:{server.add_insecure_port('localhost:0')}"
     server.start()
@@ -328,7 +328,7 @@ def test_what_is_known_without_labels_reaches_the_client(tmp_path: Path) -> None
         (quality,) = client.quality()
     server.stop(None).wait()
     drift = Drift({"ink": 0.125}, True, 60.0, 1234)
-    assert quality == ModelQuality(*key, 0, 0, None, {}, 0.98, 0.5, False, 0.9, True, drift)
+    assert quality == ModelQuality(*key, 0, 0, None, {}, 0.98, 0.5, False, 0.9, False, drift)
 
 
 @pytest.mark.parametrize("server", [Server, Supervisor])
