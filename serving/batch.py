@@ -50,12 +50,14 @@ class Request:
     """Inputs with the same number of rows each, and what to call, once, with the outcome.
 
     `arrived`, now where it is not given, and `deadline` are absolute time.monotonic; `priority` is
-    0 for the level that runs first.
+    0 for the level that runs first. A `background` request is the server's own: it goes after those
+    of every level, takes no caller's place in the queue, and is not counted.
     `complete` must not raise, and must not wait: it runs on a thread that runs batches.
     """
 
     __slots__ = (
-        "_complete", "arrived", "deadline", "inputs", "priority", "rows", "shapes", "withdraw"
+        "_complete", "arrived", "background", "deadline", "inputs", "priority", "rows", "shapes",
+        "withdraw",
     )  # fmt: skip
 
     def __init__(
@@ -66,6 +68,7 @@ class Request:
         deadline: float = math.inf,
         priority: int = 0,
         arrived: float | None = None,
+        background: bool = False,
     ) -> None:
         self.inputs = inputs
         self.rows = _rows(inputs)
@@ -73,6 +76,7 @@ class Request:
         self.shapes = {name: array.shape[1:] for name, array in inputs.items()}
         self.deadline = deadline
         self.priority = priority
+        self.background = background
         self.arrived = time.monotonic() if arrived is None else arrived
         self.withdraw: Callable[[Request], None] = _nowhere  # for whoever queues it to set
         self._complete = [complete]
@@ -128,11 +132,11 @@ def run_batch(run: Run, batch: Sequence[Request], buckets: Sequence[int]) -> lis
     ]
 
 
-def execution(answers: Sequence[Answer]) -> Execution:
-    """What a batch cost, from the answers to it that are given out."""
+def execution(answers: Sequence[Answer], rows: int) -> Execution:
+    """What a batch with so many callers' rows cost, from the answers that callers get."""
     stages = answers[0].stages
     return Execution(
-        rows=stages.rows,
+        rows=rows,
         request_rows=[len(next(iter(answer.outputs.values()))) for answer in answers],
         queue_seconds=[answer.queue_seconds for answer in answers],
         request_seconds=[answer.request_seconds for answer in answers],

@@ -45,9 +45,10 @@ class DynamicBatcher:
 
     A batch is closed at `max_batch_size` rows or `max_queue_delay` seconds after its first request;
     without a delay, the moment an instance is free. Lower `priority` numbers go first; within a
-    level, who came first. With `buckets`, a batch is filled up with rows of zeros to the next of
-    these sizes. `run` maps stacked inputs to outputs with as many rows; `observe` is told of each
-    batch before its answers go out, and `waiting`, which must not wait, how many requests do.
+    level, who came first; background requests go last. With `buckets`, a batch is filled up with
+    rows of zeros to the next of these sizes. `run` maps stacked inputs to outputs with as many
+    rows; `observe` is told of each batch that held a caller's request, before its answers go out,
+    and `waiting`, which must not wait, how many callers' requests do.
     """
 
     def __init__(
@@ -91,8 +92,8 @@ class DynamicBatcher:
 
     @property
     def pending(self) -> int:
-        """Requests that wait to be taken into a batch."""
-        return self._queue.count
+        """Callers' requests that wait to be taken into a batch."""
+        return self._queue.callers
 
     def submit(self, request: Request) -> None:
         """Queue the request; it will be completed once, on another thread.
@@ -106,7 +107,7 @@ class DynamicBatcher:
         with self._lock:
             if self._closed:
                 raise BatcherClosed("the version is being unloaded")
-            if self._queue.count >= self._max_queue_size:
+            if self._queue.callers >= self._max_queue_size:
                 self._make_room()
             request.withdraw = self._withdraw
             if not request.settled:  # from here on, who cancels it withdraws it
@@ -138,12 +139,12 @@ class DynamicBatcher:
         """Drop what has expired; QueueFull where nothing has. The lock is held."""
         self._expired += self._queue.expire(time.monotonic())
         self._wake_one()
-        if self._queue.count >= self._max_queue_size:
+        if self._queue.callers >= self._max_queue_size:
             raise self._full()
 
     def _full(self) -> QueueFull:
         """Try again when half of the queue will have run, if requests go on taking that long."""
-        seconds = self._queue.count / 2 * self._seconds_per_request / self._instance_count
+        seconds = self._queue.callers / 2 * self._seconds_per_request / self._instance_count
         return QueueFull(
             f"{self._max_queue_size} requests are already waiting", max(SHORTEST_RETRY, seconds)
         )
@@ -260,16 +261,22 @@ class DynamicBatcher:
     def _hand_out(self, requests: list[Request], outcomes: list[Outcome]) -> None:
         """Give each request of a run its outcome, unless it was cancelled meanwhile."""
         claimed = [
-            (complete, outcome)
+            (request, complete, outcome)
             for request, outcome in zip(requests, outcomes, strict=True)
             if (complete := request.claim())
         ]
-        if answers := [outcome for _, outcome in claimed if isinstance(outcome, Answer)]:
+        answers = [
+            outcome
+            for request, _, outcome in claimed
+            if isinstance(outcome, Answer) and not request.background
+        ]
+        if answers:
             try:
-                self._observe(execution(answers))
+                rows = sum(request.rows for request in requests if not request.background)
+                self._observe(execution(answers, rows))
             except Exception:  # the answers are good all the same
                 log.exception("a batch could not be observed")
-        for complete, outcome in claimed:
+        for _, complete, outcome in claimed:
             _complete(complete, outcome)
 
 

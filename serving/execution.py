@@ -10,10 +10,11 @@ from dataclasses import dataclass
 class Execution:
     """A batch that ran and was answered; one entry per answered request in the sequences.
 
-    A request whose caller left while the batch ran has no entry, but its rows were computed.
+    A request whose caller left while the batch ran has no entry, but its rows were computed. Those
+    of background requests, which ran along, are not told.
     """
 
-    rows: int  # of the whole batch, without padding
+    rows: int  # of all callers in the batch, without padding
     request_rows: Sequence[int]
     queue_seconds: Sequence[float]  # from arrival to the start of the batch
     request_seconds: Sequence[float]  # from arrival to the answer

@@ -1,4 +1,4 @@
-"""The accuracy probe: a version answers its own labelled images before it takes traffic.
+"""What a version must reach on its own labelled images: before it takes traffic, and while it does.
 
 Owns how `holdout.npz` is read and judged: arrays named as the inputs, and `labels` (N,).
 """
@@ -23,6 +23,9 @@ from serving.session import Tensors, first_line, verified
 LABELS = "labels"
 # Standard errors that a sample's share may lie below the share over the whole validation set.
 SAMPLING_ERRORS = 3.0
+# Of a holdout, what stays in memory to be replayed while the version is served.
+KEPT_ROWS = 1000
+KEPT_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,21 @@ class Holdout:
 
     inputs: Tensors
     labels: NDArray[np.integer]
+
+
+@dataclass(frozen=True, slots=True)
+class Standard:
+    """Labelled rows, and the least share of them that must be right."""
+
+    holdout: Holdout
+    least: float
+
+    def shortfall(self, reached: float) -> str:
+        """What is wrong with having reached that share; empty where nothing is."""
+        if reached >= self.least - 1e-9:
+            return ""
+        rows = len(self.holdout.labels)
+        return f"accuracy {reached:.4f} on its {rows} holdout rows, at least {self.least:.4f} is required"
 
 
 def read(directory: Path, manifest: Manifest) -> Holdout | None:
@@ -56,18 +74,38 @@ def read(directory: Path, manifest: Manifest) -> Holdout | None:
     return Holdout(inputs, labels)
 
 
-def floor(variant: Variant, images: int, tolerance: float) -> float | None:
+def promised(variant: Variant) -> float | None:
+    """The accuracy on the holdout that the manifest tells, or that on the whole validation set."""
+    return variant.accuracy if variant.holdout_accuracy is None else variant.holdout_accuracy
+
+
+def floor(variant: Variant, images: int, tolerance: float, *, whole: bool = True) -> float | None:
     """The least accuracy on the holdout with which a variant is served; None asks for none.
 
     Where the manifest knows the accuracy on the whole validation set only, the holdout is a sample
-    of that, and may be unlucky.
+    of that, and may be unlucky; so it is with a part of a holdout that is not `whole`.
     """
-    if variant.holdout_accuracy is not None:
-        return variant.holdout_accuracy - tolerance
-    if variant.accuracy is None:
+    share = promised(variant)
+    if share is None:
         return None
-    share = variant.accuracy
+    if whole and variant.holdout_accuracy is not None:
+        return share - tolerance
     return share - tolerance - SAMPLING_ERRORS * math.sqrt(share * (1 - share) / max(1, images))
+
+
+def kept(holdout: Holdout, variant: Variant, tolerance: float) -> Standard | None:
+    """The standard to hold a served version to; of a large holdout, rows evenly spread over it."""
+    rows = len(holdout.labels)
+    row_bytes = sum(array.nbytes for array in holdout.inputs.values()) // rows
+    room = max(1, min(rows, KEPT_ROWS, KEPT_BYTES // max(1, row_bytes)))
+    least = floor(variant, room, tolerance, whole=room == rows)
+    if least is None:
+        return None
+    if room == rows:
+        return Standard(holdout, least)
+    chosen = np.linspace(0, rows - 1, room).astype(np.intp)
+    inputs = {name: array[chosen] for name, array in holdout.inputs.items()}
+    return Standard(Holdout(inputs, holdout.labels[chosen]), least)
 
 
 def accuracy(

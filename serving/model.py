@@ -23,6 +23,7 @@ from serving.binding import GraphBound, HostBound, bindable, pinned
 from serving.cpu import int8_instructions
 from serving.device import CPU, TENSORRT, Runtime
 from serving.errors import ModelLoadError
+from serving.holdout import Standard
 from serving.rows import filled, why_not_shared
 from serving.session import Tensors, first_line, open_session
 
@@ -46,6 +47,7 @@ class Model:
     load_seconds: float
     batchable: bool  # requests may share a run
     run: Callable[[Tensors], Tensors]  # outputs by name; raises whatever ONNX Runtime does
+    standard: Standard | None = None  # what it must go on to reach, where there is such a thing
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ class _Candidate:
     batchable: bool
     run: Callable[[Tensors], Tensors]
     notes: tuple[str, ...]
+    standard: Standard | None
 
 
 def load(directory: Path, manifest: Manifest, runtime: Runtime) -> Model:
@@ -87,6 +90,7 @@ def load(directory: Path, manifest: Manifest, runtime: Runtime) -> Model:
         seconds,
         chosen.batchable,
         chosen.run,
+        chosen.standard,
     )
 
 
@@ -125,8 +129,9 @@ def _prove(directory: Path, manifest: Manifest, variant: Variant, runtime: Runti
         raise ModelLoadError(message, "session") from None
     notes: tuple[str, ...] = (f"not batched: {why_not}",) if why_not else ()
     notes += _warm_up(path, manifest, run, (1,) if why_not else runtime.warm_up_rows)
-    notes += _check(directory, manifest, variant, run, runtime, not why_not)
-    return _Candidate(variant, session.get_providers()[0], not why_not, run, notes)
+    proven, standard = _check(directory, manifest, variant, run, runtime, not why_not)
+    provider = session.get_providers()[0]
+    return _Candidate(variant, provider, not why_not, run, notes + proven, standard)
 
 
 def _runner(
@@ -179,14 +184,18 @@ def _check(
     run: Callable[[Tensors], Tensors],
     runtime: Runtime,
     batchable: bool,
-) -> tuple[str, ...]:
-    """Hold the variant's answers on the holdout against what the manifest promises."""
+) -> tuple[tuple[str, ...], Standard | None]:
+    """Hold the variant's answers on the holdout against what the manifest promises.
+
+    What there is to say, and what to hold it against from then on.
+    """
     labelled = holdout.read(directory, manifest)
     if labelled is None or any(spec.shape[:1] != (-1,) for spec in manifest.inputs):
-        return ()
-    least = holdout.floor(variant, len(labelled.labels), runtime.holdout_tolerance)
+        return (), None
+    images = len(labelled.labels)
+    least = holdout.floor(variant, images, runtime.holdout_tolerance)
     if least is None:
-        return ()
+        return (), None
     rows = max(runtime.buckets, default=min(HOLDOUT_ROWS, runtime.max_batch_size))
     rows = rows if batchable else 1
     try:
@@ -195,14 +204,16 @@ def _check(
         message = f"{directory / variant.file}: failed on its holdout: {first_line(error)}"
         raise ModelLoadError(message, "holdout") from None
     if reached is None:
-        return ("not checked on its holdout: no output tells a class",)
-    if reached < least - 1e-9:
-        raise ModelLoadError(
-            f"{directory / variant.file}: accuracy {reached:.4f} on its {len(labelled.labels)}"
-            f" holdout rows, at least {least:.4f} is required",
-            "holdout",
-        )
-    return (f"{variant.precision} got {reached:.4f} of {len(labelled.labels)} holdout rows right",)
+        return ("not checked on its holdout: no output tells a class",), None
+    if shortfall := Standard(labelled, least).shortfall(reached):
+        raise ModelLoadError(f"{directory / variant.file}: {shortfall}", "holdout")
+    standard = holdout.kept(labelled, variant, runtime.holdout_tolerance)
+    notes: tuple[str, ...] = (
+        f"{variant.precision} got {reached:.4f} of {images} holdout rows right",
+    )
+    if standard and len(standard.holdout.labels) < images:
+        notes += (f"{len(standard.holdout.labels)} of them are kept for probes",)
+    return notes, standard
 
 
 def _or_int8(
