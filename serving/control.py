@@ -61,7 +61,7 @@ class ModelControl:
         """Serve what was published since, and no longer what was withdrawn."""
         try:
             names = model_repository.possible_names(self._repository)
-            if self._registry.served and not any(map(self._may_hold_versions, names)):
+            if self._registry.loaded and not any(map(self._may_hold_versions, names)):
                 raise RepositoryError(f"{self._repository}: holds no published model any more")
         except (RepositoryError, OSError) as error:
             self._report("", str(error))
@@ -90,7 +90,7 @@ class ModelControl:
         """
         self._require_explicit()
         with self._changing:
-            versions = self._registry.versions(name)
+            versions = self._registry.loaded_versions(name)
             if not versions:
                 self._require_published(name)
             retiring = [self._lifecycle.withdraw(name, v, "was unloaded") for v in versions]
@@ -178,7 +178,7 @@ class ModelControl:
         published = model_repository.versions(self._repository / name)
         wanted = self._served_of(name, published)
         if wanted or not published:
-            for version in self._registry.versions(name):
+            for version in self._registry.loaded_versions(name):
                 if version not in wanted:
                     gone = version not in published
                     why = "left the repository" if gone else "is not wanted by the version policy"
@@ -188,20 +188,23 @@ class ModelControl:
     def _served_of(self, name: str, published: list[int]) -> list[int]:
         """Versions that the policy chooses among those that can be served, loaded where needed.
 
-        The latest are the latest that can be loaded: a broken one is passed over.
+        The latest are the latest that can be loaded: a broken one is passed over. So is one that is
+        suspended, but it stays loaded, as it may recover.
         """
         serve = self._lifecycle.serve
         if self._policy.latest is None:
             return [v for v in self._policy.select(published) if serve(name, v)]
         latest: list[int] = []
+        missing = self._policy.latest
         for version in reversed(published):
-            if len(latest) < self._policy.latest and serve(name, version):
+            if missing and serve(name, version):
                 latest.append(version)
+                missing -= not self._registry.is_suspended(name, version)
         return latest
 
     def _forget(self, name: str, published: Iterable[int]) -> None:
         """Drop from the index what is neither served nor in the repository."""
-        here = {*published, *self._registry.versions(name)}
+        here = {*published, *self._registry.loaded_versions(name)}
         for state in self._registry.index_of(name):
             if state.version not in here:
                 self._lifecycle.forget(name, state.version)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -147,11 +148,14 @@ def _snapshot(retired: CounterFile, files: list[CounterFile]) -> Snapshot:
 
 
 def _counted(file: CounterFile) -> list[tuple[Series, list[float]]]:
-    """What a file adds to the sums: the gauges of a dead process are over."""
+    """What a file adds to the sums: the gauges of a dead process are over, and so is the least of
+    what a live one has none of any more."""
     return [
         (series, slots)
         for series, slots in file.records
-        if (file.alive or series.merge in _OF_ALL) and series.name != _ABSORBED
+        if (file.alive or series.merge in _OF_ALL)
+        and series.name != _ABSORBED
+        and not (series.merge is Merge.LIVE_LEAST and all(map(math.isnan, slots)))
     ]
 
 
@@ -163,8 +167,16 @@ def _merge(sums: Sums, records: Iterable[tuple[Series, list[float]]]) -> None:
         elif series.merge in (Merge.SUM, Merge.LIVE_SUM):
             known[:] = [a + b for a, b in zip(known, slots, strict=True)]
         else:
+            pick: Callable[[float, float], float]
             pick = min if series.merge in (Merge.LIVE_MIN, Merge.LIVE_LEAST) else max
-            known[:] = [pick(a, b) for a, b in zip(known, slots, strict=True)]
+            known[:] = [_picked(pick, a, b) for a, b in zip(known, slots, strict=True)]
+
+
+def _picked(pick: Callable[[float, float], float], a: float, b: float) -> float:
+    """NaN, which compares with nothing, only where both are."""
+    if math.isnan(a):
+        return b
+    return a if math.isnan(b) else pick(a, b)
 
 
 def _sweep(parent: Path) -> None:

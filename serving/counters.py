@@ -68,7 +68,8 @@ class Merge(StrEnum):
     LIVE_SUM = "livesum"
     LIVE_MAX = "livemax"
     LIVE_MIN = "livemin"  # 0 where a live worker does not have it
-    LIVE_LEAST = "liveleast"  # of those live ones that have it; not prometheus_client's
+    # Of those live ones that have it, and it is no NaN; not prometheus_client's.
+    LIVE_LEAST = "liveleast"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +125,12 @@ class Counters:
         self._growing = threading.Lock()
         self._chunk = self._new_chunk(chunk_bytes)
 
-    def record(self, series: Series, slots: int = 1) -> Record:
-        """The record of the series, made when it is first asked for."""
+    def record(self, series: Series, slots: int = 1, first: float = 0.0) -> Record:
+        """The record of the series, made when it is first asked for, with that first slot."""
         record = self._records.get(series)
         if record is None:
             with self._growing:
-                record = self._records.get(series) or self._append(series, slots)
+                record = self._records.get(series) or self._append(series, slots, first)
                 self._records[series] = record
         return record
 
@@ -138,7 +139,7 @@ class Counters:
         with self._growing:
             return self._append(series, slots)
 
-    def _append(self, series: Series, slots: int) -> Record:
+    def _append(self, series: Series, slots: int, first: float = 0.0) -> Record:
         key = _key(series)
         size = _LENGTHS.size + len(key) + 8 * slots
         if not self._chunk.holds(size):
@@ -148,7 +149,7 @@ class Counters:
             except OSError as error:
                 log.error("new metrics are not shown: %s", error)
                 self._chunk = _Chunk(Path(os.devnull), mmap.mmap(-1, room))
-        return self._chunk.append(key, slots)
+        return self._chunk.append(key, slots, first)
 
     def _new_chunk(self, size: int) -> _Chunk:
         path = self._directory / f"{self._worker}-{self._process.pid}-{time.time_ns():x}{SUFFIX}"
@@ -170,11 +171,13 @@ class _Chunk:
     def holds(self, size: int) -> bool:
         return self._words[_USED] + size <= len(self._bytes)
 
-    def append(self, key: bytes, slots: int) -> Record:
+    def append(self, key: bytes, slots: int, first: float) -> Record:
         start = self._words[_USED]
         at = start + _LENGTHS.size
         offset = at + len(key)
         self._bytes[at:offset] = key
+        if slots:
+            self._floats[offset // 8] = first
         # Lengths last: where stores become visible in another order, a reader sees none, and stops.
         _LENGTHS.pack_into(self._bytes, start, len(key), slots)
         self._words[_USED] = offset + 8 * slots

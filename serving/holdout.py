@@ -48,7 +48,8 @@ class Standard:
         if reached >= self.least - 1e-9:
             return ""
         rows = len(self.holdout.labels)
-        return f"accuracy {reached:.4f} on its {rows} holdout rows, at least {self.least:.4f} is required"
+        found = f"accuracy {reached:.4f} on its {rows} holdout rows"
+        return f"{found}, at least {self.least:.4f} is required"
 
 
 def read(directory: Path, manifest: Manifest) -> Holdout | None:

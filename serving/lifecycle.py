@@ -47,18 +47,19 @@ class Lifecycle:
     def serve(self, name: str, version: int) -> bool:
         """Whether the version is served, after it was loaded if need be.
 
-        One whose number was given again to other content is loaded anew; if that fails, what was
-        loaded before goes on.
+        One whose number was given again to other content is loaded anew, as is one that is
+        suspended; if that fails, what was loaded before goes on.
         """
         directory = self._directory(name, version)
-        served = version in self._registry.versions(name)
+        served = self._registry.find(name, version)
         fingerprint = _fingerprint(directory)
         if self._tried.get(directory) == fingerprint:
-            return served
+            return served is not None
         self._tried[directory] = fingerprint
-        if served and not self._differs(directory):
+        suspended = self._registry.is_suspended(name, version)
+        if served and not suspended and not _differs(directory, served):
             return True
-        return self._try(directory) or served
+        return self._try(directory) or served is not None
 
     def withdraw(self, name: str, version: int, why: str) -> threading.Thread | None:
         """Send no more requests to a version; the thread ends when the last of them is answered."""
@@ -75,15 +76,6 @@ class Lifecycle:
         self.try_again(name, version)
         self._registry.forget(name, version)
 
-    def _differs(self, directory: Path) -> bool:
-        """Whether the directory's manifest is another than that of what is served from it."""
-        served = self._registry.get(directory.parent.name, directory.name)
-        try:
-            return read_manifest(directory) != served.manifest
-        except RepositoryError as error:
-            log.error("%s is not what is served any more: %s", directory, error)
-            return False
-
     def _try(self, directory: Path) -> bool:
         name, version = directory.parent.name, int(directory.name)
         self._registry.note(name, version, State.LOADING)
@@ -97,8 +89,10 @@ class Lifecycle:
             else:  # it was withdrawn or pruned meanwhile, and nothing is wrong with it
                 self.forget(name, version)
             return False
-        replaced = self._registry.add(served)
+        # Before the first probe can tell otherwise.
+        served.metrics.promised(served.promised_accuracy)
         served.announce()
+        replaced = self._registry.add(served)
         log.info("model %s version %d is served", name, version)
         if replaced:
             self._retire(replaced, "was replaced by another of its number")
@@ -113,8 +107,9 @@ class Lifecycle:
         )
         self._metrics.load_failed(name, version, _kind(error))
         self._registry.note(name, version, State.UNAVAILABLE, reason)
-        if version in self._registry.versions(name):  # what was loaded before goes on
-            self._registry.get(name, str(version)).announce()
+        served = self._registry.find(name, version)
+        if served and not self._registry.is_suspended(name, version):  # it goes on
+            served.announce()
 
     def _retire(self, served: ServedModel, why: str) -> threading.Thread:
         """On a thread of its own: one slow request must not keep other models waiting."""
@@ -134,6 +129,15 @@ class Lifecycle:
 
     def _directory(self, name: str, version: int) -> Path:
         return self._repository / name / str(version)
+
+
+def _differs(directory: Path, served: ServedModel) -> bool:
+    """Whether the directory's manifest is another than that of what is served from it."""
+    try:
+        return read_manifest(directory) != served.manifest
+    except RepositoryError as error:
+        log.error("%s is not what is served any more: %s", directory, error)
+        return False
 
 
 def _kind(error: Exception) -> LoadFailure:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from bisect import bisect_left
@@ -80,7 +81,8 @@ class Metrics:
 
     def set(self, family: Family, value: float, *labels: str) -> None:
         """Set a gauge."""
-        self.slots(family, *labels)[0] = value
+        record = self.counters.record(family.series(*labels), family.slots, value)
+        record.slots[0] = value  # nobody sees another value first
 
     def show(self, family: Family, labels: tuple[str, ...], facts: tuple[str, ...] = ()) -> None:
         """Set a gauge to 1 for these facts, its last labels, and to 0 for those before; or for
@@ -257,6 +259,31 @@ class ModelMetrics:
         self._ready[0] = self._pending[0] = 0
         self.limits(0, 0)
         self._metrics.show(Exported.model_info, self._labels)
+        self.promised(None)
+
+    def suspended(self, suspended: bool) -> None:
+        """The version, which stays loaded, is given no requests, or is again."""
+        self._ready[0] = not suspended
+
+    def promised(self, accuracy: float | None) -> None:
+        """What the manifest says the version reaches on its holdout; no probe has run yet."""
+        self._metrics.slots(Exported.probe_failures, *self._labels)
+        self._set(Exported.accuracy, accuracy, "holdout")
+        self._set(Exported.accuracy, None, "probe")
+        self._set(Exported.probe_passed, None)
+
+    def probed(self, accuracy: float | None, passed: bool) -> None:
+        """The holdout was replayed; without an accuracy, the model failed on it."""
+        self._set(Exported.accuracy, accuracy, "probe")
+        self._set(Exported.probe_passed, float(passed))
+
+    def probe_failed(self) -> None:
+        """One replay did not pass."""
+        self._metrics.add(Exported.probe_failures, 1, *self._labels)
+
+    def _set(self, family: Family, value: float | None, *more: str) -> None:
+        """Set a LIVE_LEAST gauge; None for no value, which shows no series."""
+        self._metrics.set(family, math.nan if value is None else value, *self._labels, *more)
 
 
 class SupervisorMetrics:

@@ -10,7 +10,7 @@ from enum import StrEnum
 import numpy as np
 
 from model_repository import Manifest
-from serving import tensors
+from serving import holdout, tensors
 from serving.batch import Answer, Outcome, Request, Tensors
 from serving.batcher import DynamicBatcher
 from serving.config import ServerConfig
@@ -33,7 +33,7 @@ class State(StrEnum):
 @dataclass(frozen=True, slots=True)
 class VersionState:
     """One line of the repository index. One that is ready has a reason only where its files were
-    replaced by others that could not be loaded."""
+    replaced by others that could not be loaded. One that is suspended is unavailable."""
 
     name: str
     version: int
@@ -83,9 +83,12 @@ class ServedModel:
         arrived: float,
     ) -> Request:
         """A request for the batcher; where rows cannot be shared, it is one row by itself."""
-        if not self.batchable:
-            inputs = {name: array[np.newaxis] for name, array in inputs.items()}
+        inputs = self._stackable(inputs)
         return Request(inputs, complete, deadline=deadline, priority=priority, arrived=arrived)
+
+    def background(self, inputs: Tensors, complete: Callable[[Outcome], None]) -> Request:
+        """A request of the server's own."""
+        return Request(self._stackable(inputs), complete, background=True)
 
     def submit(self, request: Request) -> None:
         """Queue the request; raises what DynamicBatcher.submit does."""
@@ -118,6 +121,16 @@ class ServedModel:
         if self._counts:
             self._counts.add(predictions)
 
+    @property
+    def promised_accuracy(self) -> float | None:
+        """What the manifest says that the variant which is served reaches on the holdout."""
+        return holdout.promised(self.model.variant)
+
+    def _stackable(self, inputs: Tensors) -> Tensors:
+        if self.batchable:
+            return inputs
+        return {name: array[np.newaxis] for name, array in inputs.items()}
+
     def _run(self, inputs: Tensors) -> Tensors:
         """The model's outputs, counted as busy meanwhile."""
         self.metrics.busy(1)
@@ -134,14 +147,16 @@ class ServedModel:
 class ModelRegistry:
     """What is served by name and version. `get` takes no lock; changes are rare, and copy.
 
-    `on_change` is told of a model that is new or has changed, and whether it is served at all.
+    A version that is loaded is served unless it is suspended. `on_change` is told of a model that
+    is new or has changed, and whether it is served at all.
     """
 
     def __init__(self, on_change: Callable[[str, bool], None] = lambda name, served: None) -> None:
         self._on_change = on_change
         self._lock = threading.Lock()
         self._states: dict[str, dict[int, VersionState]] = {}
-        self._served: dict[str, dict[int, ServedModel]] = {}
+        self._loaded: dict[str, dict[int, ServedModel]] = {}
+        self._suspended: dict[tuple[str, int], str] = {}  # why
         self._routes: dict[tuple[str, str], ServedModel] = {}  # version "": the latest
 
     def get(self, name: str, version: str = "") -> ServedModel:
@@ -156,13 +171,34 @@ class ModelRegistry:
 
     def versions(self, name: str) -> list[int]:
         """Versions of the model that are served, ascending."""
-        return sorted(self._served.get(name, ()))
+        return [v for v in self.loaded_versions(name) if not self.is_suspended(name, v)]
+
+    def loaded_versions(self, name: str) -> list[int]:
+        """Versions of the model that are served or suspended, ascending."""
+        return sorted(self._loaded.get(name, ()))
 
     @property
     def served(self) -> list[ServedModel]:
         """Every version that is served, by name, then version."""
-        items = sorted(self._served.items())
+        return [
+            each
+            for each in self.loaded
+            if not self.is_suspended(each.manifest.name, each.manifest.version)
+        ]
+
+    @property
+    def loaded(self) -> list[ServedModel]:
+        """Every version that is served or suspended, by name, then version."""
+        items = sorted(self._loaded.items())
         return [models[version] for _, models in items for version in sorted(models)]
+
+    def find(self, name: str, version: int) -> ServedModel | None:
+        """The version, where it is served or suspended."""
+        return self._loaded.get(name, {}).get(version)
+
+    def is_suspended(self, name: str, version: int) -> bool:
+        """Whether the version is loaded and yet gets no requests, for what a probe found."""
+        return (name, version) in self._suspended
 
     @property
     def index(self) -> list[VersionState]:
@@ -183,29 +219,50 @@ class ModelRegistry:
         """
         name, version = served.manifest.name, served.manifest.version
         with self._lock:
-            models = dict(self._served.get(name, {}))
-            replaced = models.get(version)
+            models = self._loaded.get(name, {})
+            self._suspend(name, version, "")
             self._replace(name, {**models, version: served})
             self._set(name, version, State.READY)
-        self._on_change(name, True)
-        return replaced
+        self._changed(name)
+        return models.get(version)
 
     def remove(self, name: str, version: int) -> ServedModel | None:
         """Send no more requests to a version; it is the caller's to let it finish and close it."""
         with self._lock:
-            models = dict(self._served.get(name, {}))
+            models = dict(self._loaded.get(name, {}))
             served = models.pop(version, None)
             if served is None:
                 return None
+            self._suspend(name, version, "")
             self._replace(name, models)
             self._set(name, version, State.UNLOADING)
-        self._on_change(name, bool(models))
+        self._changed(name)
         return served
+
+    def judge(self, served: ServedModel, reached: float | None, fault: str) -> bool:
+        """What a probe of a version found: one with a fault is suspended, one without is served.
+
+        Whether that changed; never for what is not loaded any more.
+        """
+        name, version = served.manifest.name, served.manifest.version
+        with self._lock:
+            if self.find(name, version) is not served:
+                return False
+            served.metrics.probed(reached, not fault)
+            before = self._suspended.get((name, version), "")
+            if before == fault:
+                return False
+            self._suspend(name, version, fault)
+            served.metrics.suspended(bool(fault))
+            self._replace(name, self._loaded[name])
+            self._settle(name, version)
+        self._changed(name)
+        return bool(before) != bool(fault)
 
     def retired(self, name: str, version: int, why: str) -> bool:
         """A version that was removed is closed; false where its number is served again already."""
         with self._lock:
-            if version in self._served.get(name, {}):
+            if self.find(name, version):
                 return False
             # Not so for one that left the repository and is forgotten, or is loading again.
             state = self._states.get(name, {}).get(version)
@@ -217,10 +274,12 @@ class ModelRegistry:
         """Remember why a version is not served; one that is served stays READY."""
         with self._lock:
             new = name not in self._states
-            is_served = version in self._served.get(name, {})
-            self._set(name, version, State.READY if is_served else state, reason)
+            if self.find(name, version):
+                self._settle(name, version, reason)
+            else:
+                self._set(name, version, state, reason)
         if new:
-            self._on_change(name, False)
+            self._changed(name)
 
     def forget(self, name: str, version: int) -> None:
         """The version is neither served nor in the repository any more."""
@@ -230,20 +289,34 @@ class ModelRegistry:
             if not states:
                 self._states.pop(name, None)
 
+    def _changed(self, name: str) -> None:
+        self._on_change(name, (name, "") in self._routes)
+
+    def _suspend(self, name: str, version: int, fault: str) -> None:
+        """Routes are still to be replaced. The lock is held."""
+        others = {key: why for key, why in self._suspended.items() if key != (name, version)}
+        self._suspended = others | ({(name, version): fault} if fault else {})
+
+    def _settle(self, name: str, version: int, reason: str = "") -> None:
+        """The state of one that is loaded. The lock is held."""
+        suspended = self._suspended.get((name, version), "")
+        state = State.UNAVAILABLE if suspended else State.READY
+        self._set(name, version, state, "; ".join(filter(None, (suspended, reason))))
+
     def _set(self, name: str, version: int, state: State, reason: str = "") -> None:
         """The lock is held."""
         states = self._states.setdefault(name, {})
         states[version] = VersionState(name, version, state, reason)
 
     def _replace(self, name: str, models: dict[int, ServedModel]) -> None:
-        """Route to these versions of a model. The lock is held."""
+        """Keep these versions of a model, and route to those not suspended. The lock is held."""
+        served = {v: each for v, each in models.items() if not self.is_suspended(name, v)}
         routes = {key: model for key, model in self._routes.items() if key[0] != name}
-        routes |= {(name, str(version)): model for version, model in models.items()}
-        served = {other: kept for other, kept in self._served.items() if other != name}
-        if models:
-            routes[name, ""] = models[max(models)]
-            served[name] = models
-        self._routes, self._served = routes, served
+        routes |= {(name, str(version)): model for version, model in served.items()}
+        if served:
+            routes[name, ""] = served[max(served)]
+        loaded = {other: kept for other, kept in self._loaded.items() if other != name}
+        self._routes, self._loaded = routes, loaded | ({name: models} if models else {})
 
     def _missing(self, name: str, version: str) -> ModelNotFound | ModelNotReady:
         with self._lock:
@@ -252,7 +325,7 @@ class ModelRegistry:
                 return ModelNotFound(f"model {name!r} is unknown")
             by_text = {str(number): state for number, state in states.items()}
             state = by_text.get(version or str(max(states)))
-            served = ", ".join(map(str, sorted(self._served.get(name, ())))) or "none"
+            served = ", ".join(map(str, self.versions(name))) or "none"
         if state is None:
             return ModelNotFound(
                 f"model {name!r} has no version {version!r} here; served: {served}"

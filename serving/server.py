@@ -37,6 +37,7 @@ from serving.feedback import Feedback, published_labels
 from serving.inference import InferenceService
 from serving.metrics import Metrics
 from serving.prediction_ids import Signer, feedback_keys
+from serving.probe import Prober
 from serving.receiving import ReceivingPool
 from serving.registry import ModelRegistry, ServedModel
 from serving.scrapes import MetricsServer
@@ -97,6 +98,7 @@ class InferenceServer:
         self._metrics = Metrics(counters, version(), worker)
         self._metrics.set(Exported.in_flight_limit, config.room)
         self.registry = ModelRegistry(self._model_changed)
+        self._prober = Prober(self.registry, config.probe_interval)
         self.control = ModelControl(config, self.registry, self._load, self._metrics)
         tracer = Tracer()
         self.admin = ProcessAdmin(self.control, tracer)
@@ -167,6 +169,7 @@ class InferenceServer:
         self._stopping = self.service.draining = True
         end = time.monotonic() + self._config.drain_timeout
         self.control.stop()
+        self._prober.stop()
         self._health.enter_graceful_shutdown()
         self._grpc.stop(self._config.drain_timeout)
         # Open streams would hold gRPC's own wait to its end; only inference is worth waiting for.
@@ -176,7 +179,7 @@ class InferenceServer:
         self._grpc.stop(min(LAST_ANSWERS, self._config.drain_timeout)).wait()
         if self._loader.is_alive():
             self._loader.join(max(0.0, end - time.monotonic()))
-        for served in self.registry.served:
+        for served in self.registry.loaded:
             served.batcher.close(0.0)
         if self._spans:
             self._spans.close(min(LAST_SPANS, max(0.0, end - time.monotonic())))
@@ -191,6 +194,7 @@ class InferenceServer:
             log.warning("no model is served yet")
         elif not self._stopping:
             self._announce(time.monotonic() - started)
+        self._prober.start()  # not before: probes would take the CPUs that loading needs
         self.control.run()
 
     def _announce(self, seconds: float) -> None:
@@ -220,6 +224,7 @@ class InferenceServer:
             self._health.set(name, SERVING if served else NOT_SERVING)
         if self._loaded.is_set():
             self.report_readiness()
+        self._prober.wake()
 
     def _add_services(self, servicer: InferenceServicer) -> None:
         room = self._config.room
