@@ -52,8 +52,9 @@ class DigitsServicer:
     def GetQuality(self, request: pb.GetQualityRequest, peer: str) -> pb.GetQualityResponse:
         """Of all workers; raises ModelNotFound, or ModelNotReady, where nothing is known of it."""
         sums = self.metrics.sums()
-        served = [(m.manifest.name, m.version) for m in self.registry.served if m.tells_classes]
-        known = quality.qualities(sums, served)
+        # With what is suspended, of which this tells why.
+        loaded = [(m.manifest.name, m.version) for m in self.registry.loaded if m.tells_classes]
+        known = quality.qualities(sums, loaded)
         wanted = {
             key: each
             for key, each in known.items()

@@ -733,6 +733,66 @@ def test_the_observer_hears_of_every_batch_before_its_answers_go_out(
     assert seen[1].compute_infer_seconds == stages.compute_infer_seconds
 
 
+# The server's own requests
+
+
+def test_background_requests_go_after_every_level(make: Make, doubler: Doubler) -> None:
+    batcher = make(max_batch_size=2, priority_levels=2)
+    occupy(doubler, batcher)
+    asked = [
+        Asked(batcher, 1.0, background=True),
+        Asked(batcher, 2.0, 2.5, priority=1),
+        Asked(batcher, 3.0, priority=0),
+    ]
+    doubler.release()
+    assert [each.values for each in asked] == [[2.0], [4.0, 5.0], [6.0]]
+    assert doubler.batches[1:] == [[3.0], [2.0, 2.5], [1.0]]
+
+
+def test_background_requests_are_taken_along_where_there_is_room(
+    make: Make, doubler: Doubler
+) -> None:
+    batcher = make(max_batch_size=2)
+    occupy(doubler, batcher)
+    own, caller = Asked(batcher, 1.0, background=True), Asked(batcher, 2.0)
+    doubler.release()
+    assert (own.values, caller.values) == ([2.0], [4.0])
+    assert doubler.batches[1:] == [[2.0, 1.0]]
+
+
+def test_background_requests_take_no_callers_place_and_find_none_where_callers_fill_the_queue(
+    make: Make, doubler: Doubler
+) -> None:
+    batcher = make(max_batch_size=1, max_queue_size=2)
+    occupy(doubler, batcher)
+    own = Asked(batcher, 1.0, background=True)
+    assert batcher.pending == 0
+    callers = [Asked(batcher, 2.0), Asked(batcher, 3.0)]
+    assert batcher.pending == 2
+    for background in (False, True):
+        with pytest.raises(QueueFull):
+            Asked(batcher, 4.0, background=background)
+    own.request.cancel()
+    assert isinstance(own.error, RequestCancelled)
+    doubler.release()
+    assert [each.values for each in callers] == [[4.0], [6.0]]
+
+
+def test_the_observer_hears_of_callers_rows_only(make: Make, doubler: Doubler) -> None:
+    seen: list[Execution] = []
+    batcher = make(max_batch_size=4, observe=seen.append)
+    first = occupy(doubler, batcher)
+    caller, own = Asked(batcher, 3.0), Asked(batcher, 4.0, 5.0, background=True)
+    doubler.release()
+    assert caller.answer.stages.rows == own.answer.stages.rows == 3
+    assert Asked(batcher, 1.0, 2.0, background=True).values == [2.0, 4.0]
+    assert batcher.close(PATIENCE)
+    assert [execution.rows for execution in seen] == [1, 1]
+    assert [execution.request_seconds for execution in seen] == [
+        [each.answer.request_seconds] for each in (first, caller)
+    ]
+
+
 # Instances
 
 

@@ -58,6 +58,7 @@ class Plan:
     rows: int
     width: int  # requests of different width do not share a batch
     priority: int
+    background: bool
     poison: bool  # the model cannot run it, nor any batch that it is in
     cancelled: str  # "", "before" it is submitted, or "after"
     seconds: float  # until its deadline
@@ -84,6 +85,7 @@ plans = st.builds(
     rows=st.integers(1, 5),
     width=st.sampled_from([1, 1, 1, 2]),
     priority=st.integers(0, LEVELS - 1),
+    background=st.sampled_from([False] * 4 + [True]),
     poison=st.sampled_from([False] * 7 + [True]),
     cancelled=st.sampled_from([""] * 4 + ["before", "after"]),
     seconds=st.sampled_from([math.inf] * 4 + [PATIENCE, 0.001, -1.0]),
@@ -148,7 +150,11 @@ class Sent:
     def send(self, batcher: DynamicBatcher, model: Model, instances: int) -> None:
         deadline = time.monotonic() + self.plan.seconds
         request = Request(
-            {"x": self.values}, self._complete, deadline=deadline, priority=self.plan.priority
+            {"x": self.values},
+            self._complete,
+            deadline=deadline,
+            priority=self.plan.priority,
+            background=self.plan.background,
         )
         if self.plan.cancelled == "before":
             request.cancel()
@@ -293,11 +299,14 @@ def test_of_many_threads_that_would_complete_a_request_exactly_one_may() -> None
 # What waits
 
 
-def request_of(number: int, rows: int, width: int, priority: int, deadline: float) -> Request:
+def request_of(
+    number: int, rows: int, width: int, priority: int, background: bool, deadline: float
+) -> Request:
     return Request(
         {"x": np.zeros((rows, width))},
         lambda outcome: None,
         priority=priority,
+        background=background,
         deadline=deadline,
         arrived=float(number),
     )
@@ -309,12 +318,18 @@ steps = st.one_of(
         st.integers(0, 4),
         st.sampled_from([1, 1, 2]),
         st.integers(0, LEVELS - 1),
+        st.booleans(),
         st.sampled_from([math.inf, 1.0, 2.0, 3.0]),
     ),
     st.tuples(st.just("discard"), st.integers(0, 40)),
     st.tuples(st.just("expire"), st.sampled_from([0.5, 1.0, 2.0, 3.0])),
     st.tuples(st.just("take"), st.integers(1, 6)),
 )
+
+
+def turn(request: Request) -> int:
+    """Which part of the queue the request is in: levels, then what is background."""
+    return LEVELS if request.background else request.priority
 
 
 def first_batch(waiting: list[Request], max_rows: int) -> list[Request]:
@@ -342,7 +357,7 @@ def test_the_queue_keeps_order_and_count_through_whatever_is_done_to_it(
             request = request_of(number, *arguments)
             queue.append(request)
             known.append(request)
-            waiting = sorted([*waiting, request], key=lambda r: r.priority)  # stable
+            waiting = sorted([*waiting, request], key=turn)  # stable
         elif step == "discard" and known:
             request = known[arguments[0] % len(known)]
             queue.discard(request)
@@ -357,6 +372,7 @@ def test_the_queue_keeps_order_and_count_through_whatever_is_done_to_it(
             assert queue.take(max_rows) == batch
             waiting = waiting[len(batch) :]
         assert (queue.count, queue.rows) == (len(waiting), sum(r.rows for r in waiting))
+        assert queue.callers == sum(not request.background for request in waiting)
         if waiting:
             whole = first_batch(waiting, 6) == waiting and queue.rows < 6
             arrival = min(request.arrived for request in waiting)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import subprocess
 import threading
+from math import isnan, nan
 from pathlib import Path
 
 from test_counters import counted, python
@@ -65,6 +66,23 @@ def dead_file(directory: Path, amount: float, worker: int = 0) -> Path:
     record = Counters(directory, worker, Process(me.pid, me.start - 1), 4096).record(TOTAL)
     record.slots[0] = amount
     return record.path
+
+
+def test_nan_is_no_value_and_the_least_of_none_shows_no_series(tmp_path: Path) -> None:
+    me = current_process()
+    one, two = (Counters(tmp_path, worker, me, 4096) for worker in (0, 1))
+    for merge in (Merge.LIVE_LEAST, Merge.LIVE_MAX):
+        for name, *values in (("both", 0.5, 0.25), ("one", nan, 0.5), ("other", 0.5, nan)):
+            for counters, value in zip((one, two), values, strict=True):
+                counters.record(Series(merge, name), first=value)
+        one.record(Series(merge, "none"), first=nan)
+    sums = read(tmp_path).sums
+    found = {name: sums.get(Series(Merge.LIVE_LEAST, name)) for name in ("both", "one", "other")}
+    assert found == {"both": [0.25], "one": [0.5], "other": [0.5]}
+    found = {name: sums.get(Series(Merge.LIVE_MAX, name)) for name in ("both", "one", "other")}
+    assert found == {"both": [0.5], "one": [0.5], "other": [0.5]}
+    assert Series(Merge.LIVE_LEAST, "none") not in sums
+    assert isnan(sums[Series(Merge.LIVE_MAX, "none")][0])
 
 
 def test_the_counts_of_a_killed_process_stay_and_its_gauges_go(tmp_path: Path) -> None:
