@@ -26,7 +26,8 @@ class HealthServicer(health.HealthServicer):
         send_response_callback: Callable[[Any], None] | None = None,
     ) -> Any:
         """The status of a service, now and whenever it changes."""
-        return super().Watch(request, _Elsewhere(context), send_response_callback)
+        elsewhere: Any = _Elsewhere(context)
+        return super().Watch(request, elsewhere, send_response_callback)
 
 
 class _Elsewhere:
