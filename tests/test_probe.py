@@ -45,6 +45,8 @@ from serving.families import Exported
 from serving.holdout import Holdout
 from serving.metrics import Metrics
 from serving.model import Model
+from serving.pb import digits_pb2 as digits_pb
+from serving.pb import digits_pb2_grpc as digits_grpc
 from serving.pb import inference_pb2 as pb
 from serving.probe import Prober
 from serving.registry import ModelRegistry, ServedModel, State
@@ -264,6 +266,10 @@ def test_corrupted_memory_takes_a_model_out_of_service_until_it_is_right_again(
             assert reached is not None
             assert f"accuracy {reached:.4f} on its 50 holdout rows, at least 0.9900" in details
             assert (value(found, "probe_failures_total") or 0) >= 2  # it was looked at twice
+            digits_stub = digits_grpc.DigitsStub(running.channel)
+            (quality,) = digits_stub.GetQuality(digits_pb.GetQualityRequest()).models
+            assert (quality.probe_passed, quality.probe_accuracy) == (False, reached)
+            assert quality.holdout_accuracy == 1.0
             session.restore()
             model_is(HEALTH.SERVING)
             server_is(HEALTH.SERVING)
@@ -399,6 +405,9 @@ def test_under_full_load_probes_neither_fail_nor_show_in_what_callers_count_and_
     assert value(found, "inferences_total") == sum(rows) + 16
     assert value(found, "batch_rows_sum") == sum(rows) + 16
     assert value(found, "request_seconds_count") == sum(requests) + 1
+    assert value(found, "request_rows_sum") == sum(rows) + 16
+    predicted = [value(found, "predictions_total", label=label) or 0 for label in ("3", "7")]
+    assert sum(predicted) == sum(rows) + 16
     assert value(found, "probe_failures_total") == 0
     assert value(found, "probe_passed") == 1
 
