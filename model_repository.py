@@ -78,6 +78,8 @@ class Variant:
     accuracy: float | None = None
     # Of this very file, run by ONNX Runtime on a CPU over the version's holdout.npz.
     holdout_accuracy: float | None = None
+    # Where this file is not as sure of its answers as the manifest's quality has it.
+    quality: Quality | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +160,10 @@ class Manifest:
             if (variant.platform, variant.precision) == (platform, precision):
                 return variant
         return None
+
+    def quality_of(self, variant: Variant) -> Quality | None:
+        """What is known of one variant's answers: its own, else the version's."""
+        return variant.quality or self.quality
 
 
 @dataclass(frozen=True, slots=True)
@@ -398,8 +404,9 @@ def _validate(manifest: Manifest) -> None:
             raise ValueError(f"variants: {variant.file!r} is not in files with the same sha256")
     if not manifest.inputs or not manifest.outputs or not manifest.variants:
         raise ValueError("inputs, outputs and variants must not be empty")
-    if manifest.quality:
-        _validate_quality(manifest.quality, manifest.labels)
+    for quality in (manifest.quality, *(variant.quality for variant in manifest.variants)):
+        if quality:
+            _validate_quality(quality, manifest.labels)
 
 
 def _validate_quality(quality: Quality, labels: tuple[str, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -50,9 +51,12 @@ class ServedModel:
         self.metrics = metrics
         self.batchable = model.batchable
         self.all_outputs = tensors.as_they_are(model.manifest.outputs)
-        self._predictor = predictor(model.run, model.manifest)
+        manifest = model.manifest
+        # int8 is not as sure as fp32: what runs is compared with what that very file answered.
+        manifest = dataclasses.replace(manifest, quality=manifest.quality_of(model.variant))
+        self._predictor = predictor(model.run, manifest)
         self._compute = self._predictor.run if self._predictor else model.run
-        self._counts = PredictionCounts(metrics, model.manifest) if self._predictor else None
+        self._counts = PredictionCounts(metrics, manifest) if self._predictor else None
         self._queue_limit, self._instances = config.max_queue_size, config.instance_count
         self.max_batch_size = config.max_batch_size if self.batchable else 0
         self.batcher = DynamicBatcher(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import time
@@ -12,11 +13,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Digits, Running, publish_calibrated, publish_classifier
+from conftest import (
+    CLASSIFIER_OUTPUTS,
+    IMAGES,
+    Digits,
+    Running,
+    publish_calibrated,
+    publish_classifier,
+    quality_of,
+    save_classifier,
+)
 from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
 from test_workers import supervised
 
+from model_repository import ONNX_PLATFORM, Draft, Variant, publish, staging
 from serving.pb import inference_pb2 as pb
 from serving.pb import inference_pb2_grpc as pb_grpc
 from training.dataset import Dataset
@@ -234,3 +245,23 @@ def test_the_watch_ends_with_the_server(serve: Serve, repository: Path) -> None:
     with serve(repository, drift_window=7 * 86400):  # it would look again in five seconds
         began = time.monotonic()
     assert time.monotonic() - began < 3
+
+
+def test_a_variant_is_compared_with_what_it_answered_itself(
+    serve: Serve, digits: Digits, tmp_path: Path
+) -> None:
+    with staging(tmp_path) as directory:
+        for name in ("model.onnx", "model.int8.onnx"):
+            save_classifier(directory / name, digits)
+        own = quality_of(directory / "model.int8.onnx", digits)
+        fp32 = Variant("model.onnx", ONNX_PLATFORM, "fp32", "")
+        int8 = Variant("model.int8.onnx", ONNX_PLATFORM, "int8", "", quality=own)
+        other = dataclasses.replace(own, temperature=50 * own.temperature)
+        facts: dict[str, object] = {"labels": ("3", "7"), "quality": other}
+        publish(directory, Draft("calibrated", (IMAGES,), CLASSIFIER_OUTPUTS, (fp32, int8), facts))
+    expected = {"int8": 1.0, "fp32": 0.0}
+    for precision, reliable in expected.items():
+        with serve(tmp_path, drift_window=2, precision=precision) as running:
+            ask([running.stub], digits.images)
+            found = until(running.metrics_url, lambda quality: not math.isnan(quality.reliable))
+            assert found.reliable == reliable

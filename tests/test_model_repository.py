@@ -191,6 +191,22 @@ def test_quality_reads_back_as_it_was_published_and_may_be_partial(tmp_path: Pat
     assert read_manifest(directory).quality == Quality(1.5, 0.01, 600)
 
 
+def test_a_variant_has_the_versions_quality_or_its_own(tmp_path: Path) -> None:
+    directory = put(tmp_path)
+    variant = json.loads((directory / MANIFEST).read_text())["variants"][0]
+    rewrite(directory, quality=QUALITY)
+    manifest = read_manifest(directory)
+    assert manifest.quality_of(manifest.variants[0]) == manifest.quality
+    rewrite(directory, variants=[variant | {"quality": QUALITY | {"temperature": 3}}])
+    manifest = read_manifest(directory)
+    found = manifest.quality_of(manifest.variants[0])
+    assert found is not None
+    assert found.temperature == 3
+    rewrite(directory, variants=[variant | {"quality": QUALITY | {"temperature": -3}}])
+    with pytest.raises(RepositoryError, match=r"quality.temperature is -3.0, not above 0"):
+        read_manifest(directory)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

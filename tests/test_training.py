@@ -21,6 +21,7 @@ from model_repository import HOLDOUT, ONNX_PLATFORM, faults, read_manifest, vers
 from serving.client import Client
 from training import export
 from training.__main__ import main
+from training.calibration import calibrated
 from training.config import parse_config
 from training.dataset import Dataset
 from training.export import GateFailed
@@ -170,6 +171,25 @@ def test_resnet18_comes_in_fp16_too_with_half_the_bytes_and_the_same_tensors(
     assert (halved[0].dtype, halved[1].dtype) == (full[0].dtype, full[1].dtype)
     np.testing.assert_allclose(halved[0], full[0], atol=0.01)
     assert half.accuracy == pytest.approx(export.accuracy(halved, digits_3_7.valid))
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp16"])
+def test_a_reduced_file_says_how_sure_it_is_itself(
+    published: dict[str, Published], digits_3_7: Dataset, precision: str
+) -> None:
+    manifest, directory = published["resnet18"].manifest, published["resnet18"].directory
+    variant = manifest.variant(ONNX_PLATFORM, precision)
+    assert variant is not None
+    assert variant.quality is not None
+    assert manifest.quality_of(variant) == variant.quality
+    run = export.onnx_runner(directory / variant.file)
+    shares, predicted = export.answer(run, digits_3_7.calibration.images, 9)
+    confidence = calibrated(shares, variant.quality.temperature).max(axis=1).mean()
+    right = int((predicted == digits_3_7.calibration.labels).sum())
+    assert confidence == pytest.approx((right + 0.5) / (len(predicted) + 1), abs=1e-3)
+    full = manifest.variant(ONNX_PLATFORM, "fp32")
+    assert full is not None
+    assert (full.quality, manifest.quality_of(full)) == (None, manifest.quality)
 
 
 def test_an_int8_file_that_loses_too_much_is_dropped_and_said(

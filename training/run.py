@@ -34,7 +34,7 @@ from model_repository import (
 from training import calibration, export, report
 from training.checkpoint import Checkpoint
 from training.dataset import Dataset, Split
-from training.export import Answers, Comparison, GateFailed
+from training.export import Answers, Comparison, GateFailed, Runner
 from training.holdout import measure
 from training.learner import LOSSES, Epoch, Examples, Learner, Observer, Recorder, evaluate
 from training.models import Classifier, PixelSimilarity, build
@@ -125,7 +125,7 @@ def publish_trained(
         comparisons = _export(trained.classifier, dataset, name, directory, eager)
         export.write_holdout(dataset.valid, directory / HOLDOUT)
         variants, notes = _variants(trained, dataset, directory, accuracy)
-        quality = _quality(trained.classifier, dataset)
+        quality = _quality(export.eager_runner(trained.classifier), dataset)
         facts = _facts(trained, dataset, accuracy, comparisons, quality)
         report.write(
             report.Card(
@@ -253,9 +253,14 @@ def _variants(
                 path.unlink()
                 notes.append(f"{precision} dropped: accuracy {reached:.4f} against {accuracy:.4f}")
             else:
-                held = _on_holdout(path, dataset)
-                variants.append(Variant(path.name, ONNX_PLATFORM, precision, "", reached, held))
+                variants.append(_reduced(path, precision, reached, dataset))
     return tuple(variants), notes
+
+
+def _reduced(path: Path, precision: str, accuracy: float, dataset: Dataset) -> Variant:
+    """With a quality of its own: int8's confidences alone looked like drift from fp32's."""
+    held, quality = _on_holdout(path, dataset), _quality(export.onnx_runner(path), dataset)
+    return Variant(path.name, ONNX_PLATFORM, precision, "", accuracy, held, quality)
 
 
 def _reached(path: Path, dataset: Dataset) -> float:
@@ -298,10 +303,10 @@ def _facts(
     }
 
 
-def _quality(classifier: Classifier, dataset: Dataset) -> Quality:
+def _quality(run: Runner, dataset: Dataset) -> Quality:
     """From the calibration images, which the model was neither trained nor judged on."""
-    eager = export.answer(export.eager_runner(classifier), dataset.calibration.images, 256)
-    return calibration.quality(eager[0], dataset)
+    probabilities, _ = export.answer(run, dataset.calibration.images, 256)
+    return calibration.quality(probabilities, dataset)
 
 
 def _source_commit() -> str | None:
