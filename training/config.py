@@ -169,7 +169,8 @@ class TrainConfig:
         metadata=_about(
             "publishing",
             "keep a model whose latest version is whole and was trained on the same data by the"
-            " same recipe, epochs and seed",
+            " same recipe, epochs and seed; one without quality in its manifest, as older ones are,"
+            " is trained anew",
         ),
     )
     min_accuracy: float | None = field(

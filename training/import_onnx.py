@@ -1,7 +1,8 @@
 """Any ONNX model becomes a published version: its file, labels and holdout, checked together.
 
 What a model's file must be is `training.onnx_file`'s business, the holdout's is
-`training.holdout`'s. Returns values and raises; prints nothing.
+`training.holdout`'s. Returns values and raises; prints nothing. The manifest has no `quality`: a
+temperature fitted on the holdout could not be judged by it, and there are no other images.
 """
 
 from __future__ import annotations
