@@ -92,4 +92,7 @@ def qualities(
     for what, name in recorded.items():
         yield what, f"{metrics.value(name + of):.4f}"
     for sample in metrics.query(f"inference_drift_psi{of}"):
-        yield f"drift of {sample.labels['feature']} (0.25 is much)", f"{sample.value:.3f}"
+        feature = sample.labels["feature"]
+        one = of.replace("}", f',feature="{feature}"}}')
+        limit = metrics.value(f"inference_drift_limit_psi{one}")
+        yield f"drift of {feature} ({limit:.2f} is much)", f"{sample.value:.3f}"

@@ -179,13 +179,17 @@ def _without_labels() -> list[Panel]:
         ),
         lines(
             "Drift",
-            "Population stability index against what the model was made for; 0.25 is much.",
+            "Population stability index against what the model was made for, and from where on the"
+            " server says that it drifted.",
             "short",
             Query(
                 f"model_version_feature:inference_drift_psi:max{MODELS}",
                 "{{model}} {{version}} {{feature}}",
             ),
-            threshold=0.25,
+            Query(
+                f"model_version_feature:inference_drift_limit_psi:max{MODELS}",
+                "{{model}} {{version}} {{feature}}, limit",
+            ),
         ),
     ]
 
