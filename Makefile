@@ -1,4 +1,4 @@
-# Two commands for a newcomer: `make demo` and `make test`. Everything runs in .venv.
+# Three commands for a newcomer: `make demo`, `make observe`, `make test`. All run in .venv.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
@@ -14,10 +14,14 @@ INSTALL := $(PIP) install --quiet --constraint constraints.txt
 CLIENTS ?= tritonclient kserve reflection perf_analyzer
 INTEROP := .venv-interop
 
-.PHONY: demo test interop lint format proto constraints clean
+.PHONY: demo observe test interop lint format proto constraints clean
 
 demo: $(VENV)/.$(RUNTIME)
 	@$(BIN)/python -m deploy.demo $(if $(ONCE),--once)
+
+# Needs Prometheus on the PATH (Debian: apt-get install prometheus).
+observe: $(VENV)/.$(RUNTIME)
+	@$(BIN)/python -m deploy.observe $(if $(ONCE),--once)
 
 test: $(VENV)/.$(RUNTIME)-dev
 	$(BIN)/python -m pytest --ignore=tests/interop

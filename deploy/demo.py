@@ -1,20 +1,17 @@
 """``make demo``: train what is missing, serve it, classify real images through it, show a table.
 
-Runs the two programs as a user would, as processes of their own, and talks to the server only as
-its clients do. Settings come from the environment that those programs read.
+Talks to the server only as its clients do.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import signal
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,12 +20,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from model_repository import HOLDOUT, Manifest, read_manifest, versions
+from deploy.service import grpc_address, latest, metrics_address, server, train
+from model_repository import HOLDOUT, Manifest, read_manifest
 from serving.client import Client, RequestFailed
 
 STANDARD = ("pixel_similarity", "linear", "mlp", "mlp_deep", "resnet18")
 TEN_DIGITS = ("mlp_deep", "resnet18")
-READY_TIMEOUT = 60.0  # seconds
+KEEP = "--skip-existing"
 TIMED_REQUESTS = 100
 SAMPLING_ERROR = 0.1  # how far the share right on 71 to 200 images may lie below the accuracy
 TABLE_WIDTH = 120  # characters; a narrower terminal wraps the lines, which beats cutting cells
@@ -52,8 +50,8 @@ def main() -> int:
     console = Console(width=max(TABLE_WIDTH, Console().width))
     try:
         _train(arguments.model_repository)
-        with _server(arguments.model_repository) as (address, process):
-            _show(arguments.model_repository, address, console)
+        with server(arguments.model_repository) as process:
+            _show(arguments.model_repository, grpc_address(), console)
             if not arguments.once:
                 _wait(process, console)
     except subprocess.CalledProcessError as error:
@@ -68,46 +66,13 @@ def main() -> int:
 
 def _train(repository: Path) -> None:
     """Five models for threes against sevens, two for all ten digits; what is there is kept."""
-    _train_some(repository, STANDARD, "3,7")
-    dataset = read_manifest(_latest(repository, "resnet18")).dataset
+    train(repository, STANDARD, "3,7", KEEP)
+    dataset = read_manifest(latest(repository, "resnet18")).dataset
     on_mnist = dataset is not None and dataset.name == "mnist"
-    _train_some(repository, ("mlp_deep",), "0-9")
+    train(repository, ("mlp_deep",), "0-9", KEEP)
     # One epoch over MNIST's 60,000 images is enough here; the few bundled digits need the recipe's.
-    _train_some(repository, ("resnet18",), "0-9", *(["--epochs", "1"] if on_mnist else []))
-
-
-def _train_some(repository: Path, models: tuple[str, ...], classes: str, *more: str) -> None:
-    command = [sys.executable, "-m", "training", "--skip-existing", "--classes", classes]
-    command += ["--models", ",".join(models), "--model-repository", str(repository), *more]
-    subprocess.run(command, check=True)
-
-
-@contextmanager
-def _server(repository: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """The address and process of a server that is ready; it is drained with SIGTERM when left."""
-    command = [sys.executable, "-m", "serving", "--model-repository", str(repository)]
-    address = f"localhost:{os.environ.get('DIGITS_GRPC_PORT', '8001')}"
-    with Client(address) as client:
-        if client.ready(timeout=1.0):
-            raise RuntimeError(f"another server answers on {address}; set DIGITS_GRPC_PORT")
-    process = subprocess.Popen(command)
-    try:
-        _wait_until_ready(process, address)
-        yield address, process
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait()
-
-
-def _wait_until_ready(process: subprocess.Popen[bytes], address: str) -> None:
-    end = time.monotonic() + READY_TIMEOUT
-    with Client(address) as client:
-        while not client.ready():
-            if process.poll() is not None:
-                raise RuntimeError("the server did not start; its message is above")
-            if time.monotonic() > end:
-                raise RuntimeError(f"the server was not ready within {READY_TIMEOUT:.0f} s")
-            time.sleep(0.1)
+    epochs = ["--epochs", "1"] if on_mnist else []
+    train(repository, ("resnet18",), "0-9", KEEP, *epochs)
 
 
 def _show(repository: Path, address: str, console: Console) -> None:
@@ -118,7 +83,7 @@ def _show(repository: Path, address: str, console: Console) -> None:
         table.add_column(head, justify="right", no_wrap=True)
     with Client(address) as client:
         for name in (*STANDARD, *(f"{model}_0_9" for model in TEN_DIGITS)):
-            directory = _latest(repository, name)
+            directory = latest(repository, name)
             manifest = read_manifest(directory)
             table.add_row(*_row(directory, manifest, _ask(client, directory, manifest)))
     console.print(table)
@@ -132,7 +97,7 @@ def _show(repository: Path, address: str, console: Console) -> None:
 
 
 def _print_addresses(address: str, console: Console) -> None:
-    metrics = f"http://localhost:{os.environ.get('DIGITS_METRICS_PORT', '8002')}/metrics"
+    metrics = f"http://{metrics_address()}/metrics"
     console.print(f"\ngRPC     {address}\nmetrics  {metrics}", highlight=False)
     console.print(
         f"""\nCall it from Python:
@@ -187,10 +152,6 @@ def _row(directory: Path, manifest: Manifest, served: Served) -> list[str]:
 def _size(path: Path) -> str:
     size = path.stat().st_size
     return f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size / 2**10:.0f} KiB"
-
-
-def _latest(repository: Path, name: str) -> Path:
-    return repository / name / str(versions(repository / name)[-1])
 
 
 def _wait(process: subprocess.Popen[bytes], console: Console) -> None:

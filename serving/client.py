@@ -111,7 +111,12 @@ class Client:
     """A connection to one server. Safe to share between threads; close it, or use it in `with`."""
 
     def __init__(self, address: str = ADDRESS) -> None:
-        options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+        options = [
+            ("grpc.max_receive_message_length", -1),
+            ("grpc.max_send_message_length", -1),
+            # A connection of its own: all of a process's would else go to one of several workers.
+            ("grpc.use_local_subchannel_pool", 1),
+        ]
         self._channel = grpc.insecure_channel(address, options)
         self._stub = pb_grpc.GRPCInferenceServiceStub(self._channel)
         self._digits = digits_pb2_grpc.DigitsStub(self._channel)

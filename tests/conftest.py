@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -79,20 +80,27 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect, and so count, what needs MNIST when MNIST_DIR does not say where it is.
+    """Deselect, and so count, what needs MNIST when MNIST_DIR does not say where it is, and what
+    needs Prometheus where it is not installed.
 
     What needs a GPU is left out where there is none, and said in the summary: most machines have
     none, and CI takes anything deselected for a fault.
     """
     if not os.environ.get("MNIST_DIR"):
-        needing = [item for item in items if item.get_closest_marker("mnist")]
-        if needing:
-            config.hook.pytest_deselected(items=needing)
-            items[:] = [item for item in items if item not in needing]
+        _deselect(config, items, "mnist")
+    if not (shutil.which("prometheus") and shutil.which("promtool")):
+        _deselect(config, items, "prometheus")
     if config.stash[NO_CUDA]:
         gpu = [item for item in items if item.get_closest_marker("gpu")]
         config.stash[GPU_TESTS_LEFT_OUT] = len(gpu)
         items[:] = [item for item in items if item not in gpu]
+
+
+def _deselect(config: pytest.Config, items: list[pytest.Item], marker: str) -> None:
+    needing = [item for item in items if item.get_closest_marker(marker)]
+    if needing:
+        config.hook.pytest_deselected(items=needing)
+        items[:] = [item for item in items if item not in needing]
 
 
 def pytest_terminal_summary(

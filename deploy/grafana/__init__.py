@@ -1,0 +1,1 @@
+"""Grafana's dashboards, and what makes them: `python -m deploy.grafana` writes dashboards/."""

@@ -1,0 +1,43 @@
+"""The parts of `make observe` that decide whether two counts agree; CI runs the whole."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from conftest import Digits
+
+from deploy import load
+from deploy.agreement import one_bucket_above
+from deploy.load import Tally
+
+
+def test_one_label_in_ten_is_sent_wrong() -> None:
+    labels = ["3", "7", "5"] * 10
+    sent = load.mislabelled(labels, ("3", "5", "7"))
+    wrong = [n for n, (said, true) in enumerate(zip(sent, labels, strict=True)) if said != true]
+    assert wrong == [0, 10, 20]
+    assert [sent[n] for n in wrong] == ["5", "3", "7"]
+
+
+def test_every_image_is_sent_once_with_its_label_in_requests_of_one_to_eight(
+    digits: Digits,
+) -> None:
+    labels = [str(each) for each in digits.classes]
+    sent = list(load.batches(digits.images, labels))
+    assert np.concatenate([batch.images for batch in sent]).tobytes() == digits.images.tobytes()
+    assert [label for batch in sent for label in batch.labels] == labels
+    assert [len(batch.labels) for batch in sent[:9]] == [1, 2, 3, 4, 5, 6, 7, 8, 1]
+
+
+def test_a_quantile_is_the_time_within_which_that_share_was_answered() -> None:
+    tally = Tally(seconds=[0.1 * n for n in range(100, 0, -1)])
+    assert tally.quantile(0.99) == 0.1 * 99
+    assert tally.quantile(0.5) == 0.1 * 50
+    assert Tally(seconds=[2.0]).quantile(0.5) == 2.0
+
+
+def test_the_bucket_of_a_latency_ends_where_prometheus_says_at_most() -> None:
+    assert one_bucket_above(0.0015) == 0.002
+    assert one_bucket_above(0.002) == 0.002
+    assert one_bucket_above(11) == math.inf
