@@ -29,7 +29,7 @@ from serving.client import Client, RequestFailed
 from training.dataset import Dataset
 from training.run import publish_trained
 
-pytestmark = pytest.mark.prometheus
+pytestmark = [pytest.mark.prometheus, pytest.mark.slow]
 
 MODEL = "linear"
 PASSES = 4  # over the images
