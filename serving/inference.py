@@ -89,7 +89,8 @@ class _Call:
 class InferenceService:
     """Answers inference requests for the models of a registry, and counts them.
 
-    A transport tells who called only where there are `observers`.
+    Answers carry no prediction ids without a signer. A transport tells who called only where there
+    are `observers`.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class InferenceService:
         registry: ModelRegistry,
         metrics: Metrics,
         tracer: Tracer,
-        signer: Signer,
+        signer: Signer | None,
         priority_levels: int,
         observers: Sequence[Observe] = (),
     ) -> None:
@@ -226,18 +227,14 @@ class InferenceService:
         )
         if predictions := served.predictions(outputs):
             served.observe(predictions)
-            ids = self._prediction_ids(served, predictions)
-            response.parameters["prediction_ids"].string_param = ids
+            if self._signer:
+                ids = _prediction_ids(self._signer, served, predictions)
+                response.parameters["prediction_ids"].string_param = ids
         self._last_wait = answer.queue_seconds
         timing = Timing(served.version, answer.queue_seconds, answer.stages)
         message = response.SerializeToString()
         served.metrics.replied(call.message_bytes, len(message))
         return Reply(message, timing)
-
-    def _prediction_ids(self, served: ServedModel, predictions: Sequence[Prediction]) -> str:
-        """One for each row, joined by commas."""
-        name, classes = served.manifest.name, len(served.manifest.labels)
-        return ",".join(self._signer.ids(name, served.version, classes, predictions))
 
     def _refuse(self, call: _Call, error: Exception) -> None:
         """Answer with the error's status, and count it."""
@@ -274,6 +271,12 @@ class InferenceService:
                 self._shown_in_flight[0] = self._in_flight
                 if not self._in_flight:
                     self._changed.notify_all()
+
+
+def _prediction_ids(signer: Signer, served: ServedModel, predictions: Sequence[Prediction]) -> str:
+    """One for each row, joined by commas."""
+    name, classes = served.manifest.name, len(served.manifest.labels)
+    return ",".join(signer.ids(name, served.version, classes, predictions))
 
 
 def _refusal(error: Exception, request_id: str, names: Mapping[str, str]) -> Refusal:

@@ -110,7 +110,7 @@ class InferenceServer:
             self.registry,
             self._metrics,
             tracer,
-            signer,
+            signer if config.prediction_ids else None,
             config.priority_levels,
             _observers(config, self._spans),
         )

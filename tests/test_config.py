@@ -29,6 +29,7 @@ def test_every_option_can_be_set_either_way() -> None:
         "probe_interval": 30.0,
         "drift_window": 60.0,
         "drift_threshold": 0.5,
+        "prediction_ids": False,
         "feedback_key_file": Path("key"),
         "replicas": 2,
         "feedback_ttl": 3600.0,

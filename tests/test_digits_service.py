@@ -124,6 +124,24 @@ def test_every_answer_has_an_id_for_each_row_that_says_what_was_predicted(
     assert len(streamed) == 1
 
 
+def test_a_server_can_answer_without_ids_and_takes_labels_for_those_of_others(
+    tmp_path: Path, serve: Serve, digits: Digits
+) -> None:
+    publish_classifier(tmp_path, digits)
+    secret = "a secret of this test"
+    keys = key_file(tmp_path, secret)
+    with serve(tmp_path, feedback_key_file=keys, prediction_ids=False) as running:
+        answer = running.stub.ModelInfer(images_request(digits.images[:3]))
+        with Client(running.address) as client:
+            assert client.classify(digits.images[:3], "classifier").prediction_ids == ()
+        (of_another,) = Signer([secret.encode()]).ids(
+            "classifier", "1", 2, [Prediction(0, 1.0, 1.0, 0.1)]
+        )
+        assert outcome(running, of_another) == "counted"
+    assert dict(answer.parameters) == {}
+    assert len(np.frombuffer(answer.raw_output_contents[1], "<i8")) == 3
+
+
 def test_a_model_without_class_labels_gives_no_ids(running: Running) -> None:
     request = inference_pb2.ModelInferRequest(model_name="echo")
     metadata = running.stub.ModelMetadata(inference_pb2.ModelMetadataRequest(name="echo"))
