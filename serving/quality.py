@@ -6,7 +6,7 @@ Counts and gauges are others': `feedback` and the probe write them, and what loo
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -107,11 +107,10 @@ def _confusion(sums: Sums) -> dict[Version, _Counts]:
 
 def _quality(sums: Sums, key: Version, counts: _Counts) -> Quality:
     passed = _gauge(sums, Exported.probe_passed, *key)
-    matrix = [Cell(truth, seen, n) for (truth, seen, _), n in sorted(counts.items()) if seen]
     return Quality(
         feedback=sum(counts.values()),
         correct=sum(n for (_, _, correct), n in counts.items() if correct == "true"),
-        confusion=tuple(matrix),
+        confusion=_matrix(counts),
         holdout_accuracy=_gauge(sums, Exported.accuracy, *key, "holdout"),
         probe_accuracy=_gauge(sums, Exported.accuracy, *key, "probe"),
         probe_passed=passed is None or passed > 0,
@@ -119,6 +118,14 @@ def _quality(sums: Sums, key: Version, counts: _Counts) -> Quality:
         estimate_reliable=bool(_gauge(sums, Exported.estimate_reliable, *key)),
         drift=_drift(sums, key),
     )
+
+
+def _matrix(counts: _Counts) -> tuple[Cell, ...]:
+    """Right and wrong may share a cell: a class named "other" has what is no class beside it."""
+    cells: Counter[tuple[str, str]] = Counter()
+    for (truth, predicted, _), count in counts.items():
+        cells[truth, predicted] += count
+    return tuple(Cell(*names, count) for names, count in sorted(cells.items()) if names[1])
 
 
 def _drift(sums: Sums, key: Version) -> Drift | None:

@@ -8,6 +8,7 @@ import pytest
 
 from serving.counter_directory import Sums
 from serving.families import Exported, Kept
+from serving.feedback import cell
 from serving.quality import Cell, Drift, Interval, Quality, qualities, wilson
 
 NOTHING = Quality(0, 0, (), None, None, True, None, False, None)
@@ -55,6 +56,16 @@ def test_accuracy_and_confusion_are_what_was_counted() -> None:
     assert (found.feedback, found.correct) == (100, 96)
     assert found.confusion == (Cell("a", "a", 90), Cell("a", "b", 4), Cell("b", "b", 6))
     assert found.accuracy == wilson(96, 100)
+
+
+def test_a_class_named_other_shares_its_cell_with_what_is_no_class() -> None:
+    sums = {
+        Exported.feedback.series(*KEY, *cell(("a", "other"), truth, predicted)): [count]
+        for truth, predicted, count in (("other", "other", 5.0), ("b", "other", 2.0))
+    }
+    found = qualities(sums, ())[KEY]
+    assert (found.feedback, found.correct) == (7, 5)
+    assert found.confusion == (Cell("other", "other", 7),)
 
 
 def test_of_very_many_classes_only_right_and_wrong_are_known() -> None:

@@ -30,8 +30,8 @@ class Feedback(_message.Message):
     one for each row, or nothing for a row whose label is none of the model's classes.
     """
     label: _builtins.str
-    """The true class, by its name in the model's metadata, such as "7". A name that is no class of the
-    model is counted as "other".
+    """The true class, by its name in the model's metadata, such as "7". What is exactly none of those
+    names, as "7 " is not, is counted as "other": with the labels of a class of that name, if any.
     """
     def __init__(
         self,
@@ -82,7 +82,9 @@ class FeedbackResult(_message.Message):
         OUTCOME_UNSPECIFIED: FeedbackResult._Outcome.ValueType  # 0
         COUNTED: FeedbackResult._Outcome.ValueType  # 1
         REPEATED: FeedbackResult._Outcome.ValueType  # 2
-        """This id was counted before: nothing is left to do, and a retry may safely end here."""
+        """This id was counted before: nothing is left to do, and a retry may safely end here. The first
+        label stays, whatever the later one says.
+        """
         MALFORMED: FeedbackResult._Outcome.ValueType  # 3
         """Not a prediction id, or without a label."""
         FORGED: FeedbackResult._Outcome.ValueType  # 4
@@ -96,7 +98,9 @@ class FeedbackResult(_message.Message):
     OUTCOME_UNSPECIFIED: FeedbackResult.Outcome.ValueType  # 0
     COUNTED: FeedbackResult.Outcome.ValueType  # 1
     REPEATED: FeedbackResult.Outcome.ValueType  # 2
-    """This id was counted before: nothing is left to do, and a retry may safely end here."""
+    """This id was counted before: nothing is left to do, and a retry may safely end here. The first
+    label stays, whatever the later one says.
+    """
     MALFORMED: FeedbackResult.Outcome.ValueType  # 3
     """Not a prediction id, or without a label."""
     FORGED: FeedbackResult.Outcome.ValueType  # 4
