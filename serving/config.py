@@ -175,7 +175,8 @@ class ServerConfig:
         metadata=_about(
             "quality",
             "prediction ids to remember, so that each is counted once; 8 bytes each, in all workers"
-            " together; the oldest are forgotten first",
+            " together, taken at the start in /dev/shm where there is one; the oldest are forgotten"
+            " first",
             bounds=(1024, 1 << 30),
         ),
     )

@@ -303,7 +303,8 @@ def _feedback(config: ServerConfig, counters: Path, signer: Signer, metrics: Met
     try:
         counted = CountedIds(counters, config.feedback_memory)
     except OSError as error:
-        raise StartupError(f"--feedback-memory: {counters}: {error.strerror}") from None
+        table = f"{config.feedback_memory} ids of 8 bytes in {counters.parent}"
+        raise StartupError(f"--feedback-memory: {table}: {error.strerror}") from None
     published = functools.partial(published_labels, config.model_repository)
     return Feedback(signer, metrics, counted, published, config.feedback_ttl)
 

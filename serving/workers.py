@@ -196,10 +196,17 @@ class Supervisor:
             *(slot.number, slot.process.pid, slot.process.exitcode, lived, pause),
         )
         self._due[slot.number] = (time.monotonic() + pause, failures)
-        with counted_ids.settled(self._counters.path):  # it may have died while it counted
-            self._metrics.restarted()
+        self._fold_counters()
         for told in self._changes.leave(slot.number):
             self._tell(told)
+
+    def _fold_counters(self) -> None:
+        """Whatever goes wrong, who watches over the workers must not end."""
+        try:
+            with counted_ids.settled(self._counters.path):  # it may have died while it counted
+                self._metrics.restarted()
+        except OSError as error:
+            log.error("the labels that a dead worker counted are not settled: %s", error)
 
     def _tell_when_all_are_ready(self) -> None:
         slots = self._slots.values()

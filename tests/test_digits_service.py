@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
+import resource
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +41,7 @@ from serving.client import Client, Drift, ModelQuality, Outcome
 from serving.config import ServerConfig
 from serving.counted_ids import CountedIds
 from serving.datatypes import DATATYPES
-from serving.digits import MOST_FEEDBACK, add_digits_service
+from serving.digits import MOST_FEEDBACK, MOST_STREAMS, add_digits_service
 from serving.errors import StartupError
 from serving.families import Exported, Kept
 from serving.feedback import Feedback
@@ -285,6 +288,45 @@ def test_an_open_stream_does_not_keep_the_server_from_stopping(
     sending.put(None)
 
 
+class Open:
+    """A stream that one label was sent on, and that stays open."""
+
+    def __init__(self, stub: pb_grpc.DigitsStub) -> None:
+        self._sending: SimpleQueue[pb.Feedback | None] = SimpleQueue()
+        self._sending.put(pb.Feedback(prediction_id="no id", label="3"))
+        requests = cast(Iterator[pb.Feedback], iter(self._sending.get, None))
+        self._call = stub.StreamFeedback(requests, timeout=60)
+
+    def answer(self) -> str:
+        """What became of the label, or of the stream."""
+        try:
+            return NAMES.Name(next(self._call).outcome)
+        except grpc.RpcError as error:
+            return cast(grpc.Call, error).code().name
+
+    def cancel(self) -> None:
+        self._call.cancel()
+        self._sending.put(None)  # so that the client's thread ends
+
+
+def test_streams_have_a_limit_and_those_that_are_cancelled_make_room(
+    stub: pb_grpc.DigitsStub,
+) -> None:
+    streams = [Open(stub) for _ in range(MOST_STREAMS)]
+    answers = {each.answer() for each in streams}
+    streams.append(Open(stub))
+    refused = streams[-1].answer()
+    for each in streams:
+        each.cancel()
+    end = time.monotonic() + 20
+    after = refused
+    while after == refused and time.monotonic() < end:  # the server hears of it in a moment
+        last = Open(stub)
+        after = last.answer()
+        last.cancel()
+    assert (answers, refused, after) == ({"MALFORMED"}, "RESOURCE_EXHAUSTED", "MALFORMED")
+
+
 def test_a_bad_item_fails_no_other(
     taking: Running, stub: pb_grpc.DigitsStub, digits: Digits
 ) -> None:
@@ -347,6 +389,21 @@ def test_what_is_known_without_labels_reaches_the_client(tmp_path: Path) -> None
     server.stop(None).wait()
     drift = Drift({"ink": 0.125}, True, 60.0, 1234)
     assert quality == ModelQuality(*key, 0, 0, None, {}, 0.98, 0.5, False, 0.9, False, drift)
+
+
+def test_ids_that_there_is_no_memory_for_keep_the_server_from_starting(
+    tmp_path: Path,
+) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 30, before[1]))
+    try:
+        with pytest.raises(StartupError) as caught:
+            Server(ServerConfig(model_repository=tmp_path, feedback_memory=1 << 30))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert re.fullmatch(
+        r"--feedback-memory: 1073741824 ids of 8 bytes in /\S+: File too large", str(caught.value)
+    )
 
 
 @pytest.mark.parametrize("server", [Server, Supervisor])

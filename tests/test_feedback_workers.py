@@ -112,3 +112,31 @@ def test_labels_are_counted_to_the_last_image_though_a_worker_is_killed(
         assert workers.metric("inference_feedback_total", truth="other") == 10
         os.kill(workers.process.popen.pid, signal.SIGTERM)
         assert workers.process.finish() == 0
+
+
+def test_a_worker_is_replaced_though_its_labels_cannot_be_settled(
+    tmp_path: Path, digits: Digits
+) -> None:
+    publish_classifier(tmp_path, digits)
+    with supervised(tmp_path) as process:
+        workers = process.started()
+        with connection(workers) as one:
+            (text, *_) = ids_of(
+                one.inference.ModelInfer(images_request(digits.images[:1]), timeout=20)
+            )
+        table = table_of(workers.pids[0])
+        aside = table.with_name("aside")
+        table.rename(aside)
+        table.symlink_to(table)  # nobody can open that
+        workers.kill(0)
+        workers.process.wait_for("not settled: .*Too many levels of symbolic links")
+        aside.replace(table)
+        workers.wait_for_replacement(0)
+        assert send_until_taken(workers, [(text, "3")]) == {"COUNTED": 1}
+
+
+def table_of(pid: int) -> Path:
+    """The file of counted ids that a process has open."""
+    files = [os.readlink(each) for each in Path(f"/proc/{pid}/fd").iterdir()]
+    (table,) = {Path(each) for each in files if each.endswith("/counted.ids")}
+    return table
