@@ -123,7 +123,7 @@ class Feedback:
             return Result(Outcome.FORGED, str(error))
         age = max(0.0, now - prediction.time)  # clocks differ between replicas
         if age > self._ttl:
-            return Result(Outcome.EXPIRED, f"older than {self._ttl:g} seconds")
+            return Result(Outcome.EXPIRED, f"older than {self._ttl:.15g} seconds")
         labels = self._labels_of(prediction)
         if labels is None:
             where = f"model {prediction.model!r} version {prediction.version}"

@@ -103,7 +103,7 @@ def _shown(value: object) -> str:
         return ",".join(map(str, value)) or "none"
     if value is None or value == "":
         return "none"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:.15g}" if isinstance(value, float) else str(value)
 
 
 def _values(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> dict[str, Any]:

@@ -132,3 +132,5 @@ def test_help_names_every_option_with_its_default_and_environment_name(
         assert f"--{field.name.replace('_', '-')} " in text
         assert f"; {environment_name(field.name)}]" in text
     assert "[30 seconds; DIGITS_DRAIN_TIMEOUT]" in text
+    assert "[2592000 seconds; DIGITS_FEEDBACK_TTL]" in text
+    assert "[0.01; DIGITS_HOLDOUT_TOLERANCE]" in text

@@ -28,6 +28,7 @@ class Setting:
     """Feedback over a directory, with a clock that the test sets."""
 
     directory: Path
+    ttl: float = TTL
     published: dict[tuple[str, int], tuple[str, ...]] = field(default_factory=dict)
     later: float = 0.0
 
@@ -37,7 +38,7 @@ class Setting:
         self.asked: list[tuple[str, int]] = []
         counted = CountedIds(self.directory, 1024)
         self.feedback = Feedback(
-            self.signer, self.metrics, counted, self._published, TTL, self._clock
+            self.signer, self.metrics, counted, self._published, self.ttl, self._clock
         )
 
     def _clock(self) -> float:
@@ -181,6 +182,22 @@ def test_a_label_may_come_until_the_ttl_and_its_delay_is_counted(setting: Settin
         3600.0: 1,
     }
     assert total == pytest.approx(30 + TTL - 1, abs=5)
+
+
+def test_a_ttl_of_many_days_is_told_in_full(tmp_path: Path) -> None:
+    setting = Setting(tmp_path, ttl=30 * 86400.0)
+    setting.serve("3", "7")
+    text = setting.id_of(0)
+    setting.later = setting.ttl + 1
+    assert setting.take(text, "3") == Result(Outcome.EXPIRED, "older than 2592000 seconds")
+
+
+def test_a_class_named_other_has_what_is_no_class_beside_it(setting: Setting) -> None:
+    setting.serve("a", "other")
+    results = [setting.take(setting.id_of(1), truth).outcome for truth in ("other", "é", "b")]
+    assert results == [Outcome.COUNTED] * 3
+    above = {labels: count for labels, count in setting.cells().items() if count}
+    assert above == {("other", "other", "true"): 1, ("other", "other", "false"): 2}
 
 
 def test_a_model_of_very_many_classes_is_counted_as_right_or_wrong_only(setting: Setting) -> None:
