@@ -48,9 +48,10 @@ class CountedIds:
         size = _HEADER_BYTES + self._buckets * _BUCKET_BYTES
         self._descriptor = os.open(directory / _FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         weakref.finalize(self, os.close, self._descriptor)
-        os.posix_fallocate(
-            self._descriptor, 0, size
-        )  # a full disk is an error now, no signal later
+        # So that a full disk is an error now, no signal later. Not a second time: where a file
+        # system has no such call, the C library writes back bytes that others count in meanwhile.
+        if os.fstat(self._descriptor).st_size < size:
+            os.posix_fallocate(self._descriptor, 0, size)
         self._table = mmap.mmap(self._descriptor, size)
         self._turn = threading.Lock()
 

@@ -295,7 +295,7 @@ class Open:
         self._sending: SimpleQueue[pb.Feedback | None] = SimpleQueue()
         self._sending.put(pb.Feedback(prediction_id="no id", label="3"))
         requests = cast(Iterator[pb.Feedback], iter(self._sending.get, None))
-        self._call = stub.StreamFeedback(requests, timeout=60)
+        self._call: Any = stub.StreamFeedback(requests, timeout=60)
 
     def answer(self) -> str:
         """What became of the label, or of the stream."""
