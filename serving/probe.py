@@ -115,6 +115,7 @@ class Prober:
                     "the probe of model %s version %s is not done: %s", name, version, error
                 )
             self._crowded_out.add(served)
+            self._probed.discard(served)
             return False
         except Exception:  # the others are to be probed
             log.exception("model %s version %s cannot be probed", name, version)

@@ -580,6 +580,12 @@ def test_a_version_without_a_holdout_is_not_probed(bench: Callable[..., Bench]) 
     assert its.value("probe_passed") is None
 
 
+def until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < end
+
+
 def fill(its: Bench, count: int) -> list[Outcome]:
     """So many callers' requests, of which one is running and held."""
     outcomes: list[Outcome] = []
@@ -612,6 +618,25 @@ def test_a_probe_that_callers_leave_no_room_for_is_no_failure(
     assert its.served.batcher.close(PATIENCE)
     assert [type(outcome) for outcome in outcomes] == [Answer] * (1 + queued)
     assert sum(its.switch.rows) == 1 + queued  # what was withdrawn never ran
+
+
+def test_a_later_probe_that_callers_leave_no_room_for_is_soon_made_up_for(
+    bench: Callable[..., Bench], caplog: pytest.LogCaptureFixture
+) -> None:
+    its = bench(max_queue_size=2, instance_count=1)
+    prober = Prober(its.registry, interval=3.0, patience=0.01)
+    with caplog.at_level(logging.WARNING):
+        prober.start()
+        until(lambda: its.value("probe_passed") == 1)
+        outcomes = fill(its, 2)
+        until(lambda: "is not done" in caplog.text)
+    its.switch.rows.clear()
+    late = time.monotonic()
+    its.switch.go.set()
+    until(lambda: sum(its.switch.rows) >= 50)
+    assert time.monotonic() - late < 2.5  # not with the next probe that is due
+    prober.stop()
+    assert [type(outcome) for outcome in outcomes] == [Answer] * 2
 
 
 def test_a_version_that_is_unloaded_meanwhile_has_not_failed(bench: Callable[..., Bench]) -> None:
