@@ -45,9 +45,10 @@ def class_output(manifest: Manifest) -> TensorSpec | None:
 
 
 def score_output(manifest: Manifest) -> TensorSpec | None:
-    """The first output of floating-point scores, (N, C)."""
+    """The first output of floating-point scores, (N, C). A single column, such as a sigmoid's, is
+    not one score for each class: its highest would always be the first."""
     for spec in manifest.outputs:
-        if spec.datatype.startswith("FP") and len(spec.shape) == 2:
+        if spec.datatype.startswith("FP") and len(spec.shape) == 2 and spec.shape[1] != 1:
             return spec
     return None
 

@@ -101,6 +101,21 @@ def test_scores_that_are_no_shares_of_one_are_no_confidence() -> None:
     assert [row.label for row in rows] == [0, 1, 0, 0, 0]
 
 
+def test_a_single_column_of_scores_tells_no_class() -> None:
+    """As that of a sigmoid: the highest of one is always the first."""
+    column = TensorSpec("probability", "FP32", (-1, 1))
+    assert predictor(giving(), manifest(column)) is None
+    (row,) = predicted(
+        manifest(column, LABELS, quality=quality()),
+        np.zeros((1, 28, 28), np.uint8),
+        probability=np.array([[0.999]], np.float32),
+        labels=np.array([1]),
+    )
+    assert row.label == 1
+    assert math.isnan(row.confidence)
+    assert math.isnan(row.calibrated)
+
+
 def test_a_model_without_scores_or_images_has_classes_only() -> None:
     inputs = (TensorSpec("x", "FP32", (-1, 4)),)
     rows = predicted(
