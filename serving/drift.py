@@ -86,18 +86,19 @@ def least_drift(rows: int, expected: Reference, threshold: float) -> float:
 def judge(counted: Sums, kept: Sums, model: tuple[str, str], threshold: float) -> Judgement:
     """What `counted` over a window says of a version, by the reference in `kept`."""
     bins = {feature: _bins(counted, feature, model) for feature in FEATURES}
-    rows = round(max(sum(each) for each in bins.values()))
+    rows = {feature: round(sum(each)) for feature, each in bins.items()}  # fewer where it was NaN
+    enough = [feature for feature in FEATURES if rows[feature] >= LEAST_ROWS]
     expected = {feature: reference(kept, feature, model) for feature in FEATURES}
-    told = [feature for feature in FEATURES if rows >= LEAST_ROWS and expected[feature].shares]
+    told = [feature for feature in enough if expected[feature].shares]
     psi = dict.fromkeys(FEATURES, math.nan)
     limits = dict.fromkeys(FEATURES, math.nan)
     for feature in told:
         each = expected[feature]
         psi[feature] = stability_index(bins[feature][: len(each.shares)], each)
-        limits[feature] = least_drift(rows, each, threshold)
-    known = rows >= LEAST_ROWS and temperature(kept, model)
+        limits[feature] = least_drift(rows[feature], each, threshold)
+    known = "confidence" in enough and temperature(kept, model)
     return Judgement(
-        rows,
+        max(rows.values()),
         estimated_accuracy=_mean(counted, model) if known else math.nan,
         reliable=float(all(psi[each] < limits[each] for each in told)) if told else math.nan,
         psi=psi,
@@ -123,6 +124,12 @@ def reference(kept: Sums, feature: str, model: tuple[str, str]) -> Reference:
     series = Kept.reference.series(*model, feature)
     bins, images, *shares = kept.get(series, [0.0, 0.0])
     return Reference(images, shares[: int(bins)])
+
+
+def references(kept: Sums, model: tuple[str, str]) -> tuple[object, ...]:
+    """All that a version's rows are compared with, to see whether it is still the same."""
+    each = (reference(kept, feature, model) for feature in FEATURES)
+    return temperature(kept, model), *((known.images, *known.shares) for known in each)
 
 
 def _bins(counted: Sums, feature: str, model: tuple[str, str]) -> list[float]:
@@ -161,6 +168,16 @@ class DriftWindow:
         if now - self._past[-1][0] >= self._seconds / PARTS:
             self._past.append((now, counted))
         return {series: _more(slots, since.get(series)) for series, slots in counted.items()}
+
+    def restart(self, model: tuple[str, str], sums: Sums) -> None:
+        """What the version counted up to `sums` was by another reference: leave it out."""
+        counted = {
+            series: slots
+            for series, slots in sums.items()
+            if series.name in _COUNTED and series.labels[:2] == model
+        }
+        for _, past in self._past:
+            past.update(counted)
 
 
 def _more(slots: list[float], before: list[float] | None) -> list[float]:

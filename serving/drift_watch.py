@@ -11,7 +11,7 @@ from serving import counter_directory
 from serving.config import ServerConfig
 from serving.counter_directory import Sums
 from serving.counters import SUPERVISOR, Counters
-from serving.drift import PARTS, DriftWindow, Judgement, judge, models, temperature
+from serving.drift import PARTS, DriftWindow, Judgement, judge, models, references, temperature
 from serving.families import Exported, Family, Kept
 
 # Seconds between two looks, at least and at most: each costs about a millisecond per process.
@@ -34,7 +34,7 @@ class DriftWatch:
         self._counters = Counters(directory, SUPERVISOR, chunk_bytes=CHUNK_BYTES)
         self._window = DriftWindow(config.drift_window, time.monotonic())
         self._pause = min(max(config.drift_window / PARTS, SHORTEST), LONGEST)
-        self._judged: set[tuple[str, str]] = set()
+        self._judged: dict[tuple[str, str], tuple[object, ...]] = {}  # by which references
         self._drifted: set[tuple[str, str, str]] = set()  # name, version, feature
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="drift", daemon=True)
@@ -53,11 +53,19 @@ class DriftWatch:
                 log.error("drift cannot be looked for: %s", error)
 
     def _look(self, sums: Sums) -> None:
+        judged = [m for m in models(sums) if temperature(sums, m) or m in self._judged]
+        for model in judged:
+            self._restart_if_replaced(model, sums)
         counted = self._window.add(time.monotonic(), sums)
-        for model in models(sums):
-            if temperature(sums, model) or model in self._judged:
-                self._judged.add(model)
-                self._tell(model, judge(counted, sums, model, self._threshold))
+        for model in judged:
+            self._tell(model, judge(counted, sums, model, self._threshold))
+
+    def _restart_if_replaced(self, model: tuple[str, str], sums: Sums) -> None:
+        """Other content of the same number must not answer for the rows of what it replaced."""
+        found = references(sums, model)
+        if self._judged.get(model, found) != found:
+            self._window.restart(model, sums)
+        self._judged[model] = found
 
     def _tell(self, model: tuple[str, str], judgement: Judgement) -> None:
         for feature, index in judgement.psi.items():

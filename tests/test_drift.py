@@ -201,6 +201,18 @@ def test_confidence_that_is_not_calibrated_estimates_nothing() -> None:
     assert list(models(kept({}))) == [MODEL]
 
 
+def test_a_feature_that_few_rows_have_says_nothing() -> None:
+    """A model whose scores are hardly ever probabilities has no confidence otherwise."""
+    window = counted(bins(INK, b4=200, b5=200), bins(CONFIDENCE, b11=150), 150.0, [200.0, 200.0])
+    judgement = judge(window, kept(EXPECTED), MODEL, 0.25)
+    assert judgement.rows == 400
+    assert math.isnan(judgement.psi["confidence"])
+    assert math.isnan(judgement.limits["confidence"])
+    assert math.isnan(judgement.estimated_accuracy)
+    assert judgement.psi["label"] == pytest.approx(0, abs=1e-12)
+    assert judgement.reliable == 1
+
+
 def test_a_model_that_counted_nothing_yet_has_no_rows() -> None:
     assert judge({}, kept(EXPECTED), MODEL, 0.25).rows == 0
 
@@ -223,6 +235,15 @@ def test_a_series_that_comes_later_counts_from_its_beginning() -> None:
     assert window.add(18.0, {LABELS: [4.0], other: [2.5]}) == {LABELS: [1.0], other: [2.5]}
     assert window.add(19.0, {LABELS: [4.0], other: [2.5]}) == {LABELS: [1.0], other: [0.5]}
     assert window.add(99.0, {other: [2.5]}) == {other: [0.0]}
+
+
+def test_a_version_that_was_replaced_counts_from_there_on() -> None:
+    window = DriftWindow(10.0, start=0.0)
+    other = Kept.predicted.series("digits", "2")
+    window.add(1.0, {LABELS: [3.0], other: [2.0]})
+    window.restart(MODEL, {LABELS: [4.0], other: [2.0]})
+    assert window.add(2.0, {LABELS: [4.0], other: [2.0]}) == {LABELS: [0.0], other: [2.0]}
+    assert window.add(10.5, {LABELS: [6.0], other: [2.0]}) == {LABELS: [2.0], other: [2.0]}
 
 
 def test_a_sum_that_lost_its_last_bit_is_not_negative() -> None:

@@ -194,6 +194,26 @@ def test_a_model_without_reference_is_counted_and_not_judged(
     assert math.isnan(found.estimate)
 
 
+def test_what_a_version_answered_before_its_content_was_replaced_is_not_held_against_it(
+    serve: Serve, tmp_path: Path, digits: Digits
+) -> None:
+    inverted = Digits(255 - digits.images, digits.classes)
+    first, second = tmp_path / "first", tmp_path / "second"
+    publish_calibrated(first, digits, digits)
+    publish_calibrated(second, digits, inverted)
+    with serve(first, poll_interval=3600.0, drift_window=30) as running:
+        ask([running.stub], digits.images)
+        until(running.metrics_url, lambda quality: quality.reliable == 1)
+        (first / "calibrated" / "1").rename(tmp_path / "replaced")
+        (second / "calibrated" / "1").rename(first / "calibrated" / "1")
+        running.server.inference.control.poll()
+        until(running.metrics_url, lambda quality: math.isnan(quality.reliable))
+        ask([running.stub], inverted.images)
+        found = until(running.metrics_url, lambda quality: not math.isnan(quality.reliable))
+    assert found.reliable == 1
+    assert max(found.psi.values()) < 0.1
+
+
 def test_rows_that_fill_a_batch_up_are_not_counted(
     serve: Serve, repository: Path, digits: Digits
 ) -> None:
