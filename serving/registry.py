@@ -151,8 +151,9 @@ class ServedModel:
 class ModelRegistry:
     """What is served by name and version. `get` takes no lock; changes are rare, and copy.
 
-    A version that is loaded is served unless it is suspended. `on_change` is told of a model that
-    is new or has changed, and whether it is served at all.
+    A version that is loaded is served unless it is suspended. That is each process's own: another
+    worker, whose memory is sound, goes on answering. `on_change` is told of a model that is new or
+    has changed, and whether it is served at all.
     """
 
     def __init__(self, on_change: Callable[[str, bool], None] = lambda name, served: None) -> None:
