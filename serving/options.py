@@ -49,12 +49,12 @@ def _parser() -> argparse.ArgumentParser:
         name = option.metadata["group"]
         group = groups.setdefault(name, parser.add_argument_group(name))
         # A switch may be given a value, --allow-admin=false, so that a flag can undo a variable.
-        switch: dict[str, Any] = (
-            {"nargs": "?", "const": "true"} if isinstance(option.default, bool) else {}
-        )
-        group.add_argument(
-            _flag(option.name), metavar=_metavar(option), help=_help(option), **switch
-        )
+        more: dict[str, Any] = {}
+        if isinstance(option.default, bool):
+            more = {"nargs": "?", "const": "true"}
+        elif isinstance(option.default, tuple):  # --load-model a --load-model b, as in Triton
+            more = {"action": "append"}
+        group.add_argument(_flag(option.name), metavar=_metavar(option), help=_help(option), **more)
     return parser
 
 
@@ -106,13 +106,17 @@ def _shown(value: object) -> str:
     return f"{value:.15g}" if isinstance(value, float) else str(value)
 
 
-def _values(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> dict[str, Any]:
+def _values(
+    flags: Mapping[str, str | list[str] | None], environ: Mapping[str, str]
+) -> dict[str, Any]:
     """Converted and checked values of the options that were given."""
     values = {}
     kinds = get_type_hints(ServerConfig)
     for option in fields(ServerConfig):
         variable = environment_name(option.name)
         text = flags[option.name]
+        if isinstance(text, list):
+            text = ",".join(text)
         if text is not None:
             values[option.name] = _convert(option, kinds[option.name], text, _flag(option.name))
         elif variable in environ:

@@ -73,6 +73,11 @@ def typed(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
+def test_a_list_may_be_given_in_several_flags() -> None:
+    argv = ["--model-control-mode=explicit", "--load-model", "a", "--load-model", "b,c"]
+    assert parse(argv, {"DIGITS_LOAD_MODEL": "d"}).load_model == ("a", "b", "c")
+
+
 def test_a_switch_needs_no_value_and_a_flag_can_undo_its_variable() -> None:
     assert parse(["--allow-admin"], {}).allow_admin is True
     assert parse(["--allow-admin=no"], {"DIGITS_ALLOW_ADMIN": "1"}).allow_admin is False
