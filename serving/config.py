@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 
 def _about(
@@ -32,7 +33,12 @@ def _about(
 
 
 def _require_http(url: str) -> None:
-    if not re.fullmatch(r"https?://[^/\s]\S*", url):
+    try:
+        parts = urlsplit(url)
+        right = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # brackets without an IPv6 address, or a port that is none
+        right = False
+    if not right or re.search(r"\s", url):
         raise ValueError("expected http://HOST:PORT or https://HOST:PORT")
 
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import onnxruntime
 
@@ -24,12 +25,15 @@ from serving.config import ServerConfig, VersionPolicy
 from serving.device import CPU, CUDA, Runtime, runtime_for
 from serving.errors import ModelLoadError, StartupError
 from serving.model import load
+from serving.observers import spans_class
 from serving.options import parse
+from serving.prediction_ids import feedback_keys
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
 PACKAGES = ("numpy", "grpcio", "protobuf", "prometheus_client")
 STALE_SECONDS = 3600.0  # a publisher that has not finished within the hour was killed
 LOW_DISK_BYTES = 1 << 30
+COLLECTOR_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,8 @@ def examine(
         device_findings,
         _processor(config, runtime),
         _ports(config),
+        _feedback_key(config),
+        _collector(config),
         _disk(config.model_repository),
         _repository(config, runtime),
     ]
@@ -142,6 +148,42 @@ def _ports(config: ServerConfig) -> Iterator[Finding]:
             yield Finding(FAIL, flag, f"{config.host}:{port}: {error.strerror}", hint)
         else:
             yield Finding(OK, flag, f"{config.host}:{port} is free")
+
+
+def _feedback_key(config: ServerConfig) -> Iterator[Finding]:
+    subject = "--feedback-key-file"
+    if config.feedback_key_file is None:
+        text = "none: drawn at each start"
+        yield Finding(OK, subject, f"{text}, and feedback on older predictions is refused")
+        return
+    try:
+        keys = feedback_keys(config.feedback_key_file)
+    except StartupError as error:
+        hint = "python -c 'import secrets; print(secrets.token_hex(32))' makes a secret"
+        yield Finding(FAIL, subject, str(error).removeprefix(f"{subject}: "), hint)
+    else:
+        yield Finding(OK, subject, f"{config.feedback_key_file}: {len(keys)} secrets")
+
+
+def _collector(config: ServerConfig) -> Iterator[Finding]:
+    """What sends spans, and whether somebody listens where they go; nothing where none are sent."""
+    subject, endpoint = "--otlp-endpoint", config.otlp_endpoint
+    if not endpoint:
+        return
+    try:
+        spans_class()
+    except StartupError as error:
+        yield Finding(FAIL, subject, str(error).removeprefix(f"{subject} "))
+        return
+    url = urlsplit(endpoint)
+    port = url.port or (443 if url.scheme == "https" else 80)
+    try:
+        socket.create_connection((url.hostname or "", port), COLLECTOR_SECONDS).close()
+    except OSError as error:
+        hint = "requests are answered all the same; their spans are dropped"
+        yield Finding(WARN, subject, f"{endpoint}: {error.strerror or error}", hint)
+    else:
+        yield Finding(OK, subject, f"{endpoint} takes connections")
 
 
 def _disk(repository: Path) -> Iterator[Finding]:

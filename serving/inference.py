@@ -10,12 +10,11 @@ import functools
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
 from google.protobuf.message import DecodeError
 
-from serving import tensors
+from serving import replies, tensors
 from serving.access import Caller, Finished, Observe, Timing
 from serving.batch import SHORTEST_RETRY, Answer, Outcome
 from serving.errors import (
@@ -23,7 +22,6 @@ from serving.errors import (
     Draining,
     InvalidInput,
     ModelNotReady,
-    NoRoom,
     Overloaded,
     ServingError,
 )
@@ -32,40 +30,22 @@ from serving.metrics import Metrics
 from serving.parameters import Parameters, parameters
 from serving.pb import inference_pb2 as pb
 from serving.prediction_ids import Signer
-from serving.predictions import Prediction
 from serving.registry import ModelRegistry, ServedModel
-from serving.status import reason_of, status_of
+from serving.replies import Refusal, Reply, Respond
+from serving.status import is_fault, reason_of
 from serving.tensors import RequestedOutput
 from serving.trace import Tracer
 
 # How often a request looks for another version when the one that it found is being unloaded.
 _ATTEMPTS = 5
 
+CallerOf = Callable[[], Caller]
+
 log = logging.getLogger(__name__)
 
 
-class Reply(NamedTuple):
-    """An answer: a serialised ModelInferResponse."""
-
-    message: bytes
-    timing: Timing
-
-
-class Refusal(NamedTuple):
-    """No answer: a canonical status name and a text for the caller."""
-
-    status: str
-    details: str
-    request_id: str
-    retry_after: float | None = None  # seconds, where trying again is worth while
-
-
-Respond = Callable[[Reply | Refusal], None]
-CallerOf = Callable[[], Caller]
-
-
 class _Call:
-    """One request on its way: what is needed to answer it."""
+    """One request on its way: what is needed to answer it, and to tell of it."""
 
     __slots__ = (
         "arrived", "asked", "caller", "message_bytes", "outputs", "request_id", "respond", "rows",
@@ -78,19 +58,51 @@ class _Call:
         self.respond = respond
         self.message_bytes = message_bytes
         self.caller = caller
-        self.asked = ("", "")  # model and version, where somebody observes
+        self.asked = ("", "")  # model and version
         self.rows = 0
         self.arrived = time.monotonic()
         self.request_id = ""
         self.served: ServedModel | None = None
         self.outputs: Sequence[RequestedOutput] = ()
 
+    @property
+    def model(self) -> tuple[str, str]:
+        """Name and version: what was found, or else what was asked for."""
+        return (self.served.manifest.name, self.served.version) if self.served else self.asked
+
+    def facts(self, error: Exception) -> dict[str, str]:
+        """What tells the request from others in the log, as far as it is known."""
+        model, version = self.model
+        request_id = self.request_id
+        if not request_id and self.caller and is_fault(error):  # headers take time to read
+            request_id = self.caller().request_id
+        return {"model": model, "version": version, "request_id": request_id}
+
+    def finished(self, outcome: Reply | Refusal) -> Finished:
+        """What is told of it once it is over."""
+        model, version = self.model
+        refusal = outcome if isinstance(outcome, Refusal) else None
+        reply = outcome if isinstance(outcome, Reply) else None
+        return Finished(
+            caller=self.caller,
+            model=model,
+            version=version,
+            id=self.request_id,
+            code=refusal.status if refusal else "OK",
+            details=refusal.details if refusal else "",
+            rows=self.rows,
+            request_bytes=self.message_bytes,
+            response_bytes=len(reply.message) if reply else 0,
+            arrived=self.arrived,
+            seconds=time.monotonic() - self.arrived,
+            timing=reply.timing if reply else None,
+        )
+
 
 class InferenceService:
     """Answers inference requests for the models of a registry, and counts them.
 
-    Answers carry no prediction ids without a signer. A transport tells who called only where there
-    are `observers`.
+    Answers carry no prediction ids without a signer.
     """
 
     def __init__(
@@ -102,7 +114,7 @@ class InferenceService:
         priority_levels: int,
         observers: Sequence[Observe] = (),
     ) -> None:
-        self.observers = observers
+        self._observers = observers
         self._registry = registry
         self._metrics = metrics
         self._tracer = tracer
@@ -147,9 +159,9 @@ class InferenceService:
             if self.draining
             else Overloaded("the server is overloaded", max(SHORTEST_RETRY, self._last_wait))
         )
-        refusal = _refusal(error, _id_of(message), {})
+        refusal = replies.refusal(error, replies.request_id(message), {})
         self._metrics.refused(refusal.status, reason_of(error), len(message))
-        if self.observers:
+        if self._observers:
             call = _Call(_unheard, len(message), caller)
             call.request_id = refusal.request_id
             self._tell(call, refusal)
@@ -167,8 +179,7 @@ class InferenceService:
         except DecodeError:
             raise InvalidInput("the message is no ModelInferRequest") from None
         call.request_id = request.id
-        if self.observers:
-            call.asked = request.model_name, request.model_version
+        call.asked = request.model_name, request.model_version
         asked = parameters(request)
         if asked.timeout is not None:
             deadline = min(deadline, call.arrived + asked.timeout)
@@ -216,29 +227,23 @@ class InferenceService:
         self._finish(call, reply)
 
     def _reply(self, call: _Call, answer: Answer) -> Reply:
+        """The answer's bytes; counted once nothing can go wrong with them any more."""
         served = call.served
         assert served
-        response = pb.ModelInferResponse(
-            model_name=served.manifest.name, model_version=served.version, id=call.request_id
-        )
         outputs = served.outputs(answer)
-        tensors.encode_outputs(
-            response, outputs, call.outputs, served.manifest.labels, served.batchable
-        )
-        if predictions := served.predictions(outputs):
-            served.observe(predictions)
-            if self._signer:
-                ids = _prediction_ids(self._signer, served, predictions)
-                response.parameters["prediction_ids"].string_param = ids
-        self._last_wait = answer.queue_seconds
-        timing = Timing(served.version, answer.queue_seconds, answer.stages)
+        response = replies.response(served, call.request_id, outputs, call.outputs)
+        predictions = served.predictions(outputs)
+        if predictions and self._signer:
+            replies.sign(response, self._signer, len(served.manifest.labels), predictions)
         message = response.SerializeToString()
+        served.observe(predictions)
         served.metrics.replied(call.message_bytes, len(message))
-        return Reply(message, timing)
+        self._last_wait = answer.queue_seconds
+        return Reply(message, Timing(served.version, answer.queue_seconds, answer.stages))
 
     def _refuse(self, call: _Call, error: Exception) -> None:
         """Answer with the error's status, and count it."""
-        refusal = _refusal(error, call.request_id, _names(call))
+        refusal = replies.refusal(error, call.request_id, call.facts(error))
         status, reason, size = refusal.status, reason_of(error), call.message_bytes
         try:
             if call.served:
@@ -249,21 +254,10 @@ class InferenceService:
         finally:  # whatever becomes of the counts, the caller waits
             self._finish(call, refusal)
 
-    def _tell(self, call: _Call, outcome: Reply | Refusal) -> None:
-        """Those who observe; what goes wrong there is none of the caller's business."""
-        try:
-            finished = _finished(call, outcome)
-            if self._tracer.active:
-                self._tracer.record(finished)
-            for observe in self.observers:
-                observe(finished)
-        except Exception:
-            log.exception("a request could not be observed")
-
     def _finish(self, call: _Call, outcome: Reply | Refusal) -> None:
         try:
             call.respond(outcome)
-            if self.observers or self._tracer.active:
+            if self._observers or self._tracer.active:
                 self._tell(call, outcome)
         finally:
             with self._changed:
@@ -272,56 +266,16 @@ class InferenceService:
                 if not self._in_flight:
                     self._changed.notify_all()
 
-
-def _prediction_ids(signer: Signer, served: ServedModel, predictions: Sequence[Prediction]) -> str:
-    """One for each row, joined by commas."""
-    name, classes = served.manifest.name, len(served.manifest.labels)
-    return ",".join(signer.ids(name, served.version, classes, predictions))
-
-
-def _refusal(error: Exception, request_id: str, names: Mapping[str, str]) -> Refusal:
-    status, details = status_of(error, **names)
-    retry_after = error.retry_after if isinstance(error, NoRoom) else None
-    return Refusal(status, details, request_id, retry_after)
-
-
-def _id_of(message: bytes) -> str:
-    try:
-        return pb.ModelInferRequest.FromString(message).id
-    except DecodeError:
-        return ""
-
-
-def _names(call: _Call) -> dict[str, str]:
-    """What tells a failed request from others in the log, as far as it is known."""
-    model, version = _model_of(call)
-    request_id = call.request_id or (call.caller().request_id if call.caller else "")
-    return {"model": model, "version": version, "request_id": request_id}
-
-
-def _model_of(call: _Call) -> tuple[str, str]:
-    """Name and version: what was found, or else what was asked for."""
-    return (call.served.manifest.name, call.served.version) if call.served else call.asked
-
-
-def _finished(call: _Call, outcome: Reply | Refusal) -> Finished:
-    model, version = _model_of(call)
-    refusal = outcome if isinstance(outcome, Refusal) else None
-    reply = outcome if isinstance(outcome, Reply) else None
-    return Finished(
-        caller=call.caller,
-        model=model,
-        version=version,
-        id=call.request_id,
-        code=refusal.status if refusal else "OK",
-        details=refusal.details if refusal else "",
-        rows=call.rows,
-        request_bytes=call.message_bytes,
-        response_bytes=len(reply.message) if reply else 0,
-        arrived=call.arrived,
-        seconds=time.monotonic() - call.arrived,
-        timing=reply.timing if reply else None,
-    )
+    def _tell(self, call: _Call, outcome: Reply | Refusal) -> None:
+        """Those who observe; what goes wrong there is none of the caller's business."""
+        try:
+            finished = call.finished(outcome)
+            if self._tracer.active:
+                self._tracer.record(finished)
+            for observe in self._observers:
+                observe(finished)
+        except Exception:
+            log.exception("a request could not be observed")
 
 
 def _unheard(outcome: Reply | Refusal) -> None:

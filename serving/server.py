@@ -13,16 +13,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 import model_repository
 from serving import health
 from serving import model as models
-from serving.access import Observe, access_log
 from serving.addresses import address, check_free
 from serving.admin import Admin, ProcessAdmin
 from serving.config import ServerConfig
@@ -37,41 +34,31 @@ from serving.families import Exported
 from serving.feedback import Feedback, published_labels
 from serving.inference import InferenceService
 from serving.metrics import Metrics
+from serving.observers import observers, spans
 from serving.prediction_ids import Signer, feedback_keys
 from serving.probe import Prober
-from serving.receiving import ReceivingPool
 from serving.registry import ModelRegistry, ServedModel
 from serving.scrapes import MetricsServer
 from serving.servicer import SERVICE, InferenceServicer, handlers
 from serving.trace import Tracer
-from serving.transport import Handlers
-
-if TYPE_CHECKING:  # it imports OpenTelemetry, which need not be there
-    from serving.tracing import Spans
+from serving.transport import Handlers, grpc_server
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 READINESS = ("", "readiness")
 LIVENESS = "liveness"
-# Threads for everything but inference, which has its own, so that health answers under any load;
-# and at most, while some are stuck.
-THREADS = (4, 256)
-# Calls that one connection may have open; more wait at the caller, not in this server's memory.
-MAX_CALLS_PER_CONNECTION = 4096
 # Seconds for the last answers to leave, and then for streams, such as health watches, to end.
 LAST_ANSWERS = 0.5
 # Seconds for the last spans to reach a collector, which may be away.
 LAST_SPANS = 3.0
 # Seconds between two looks at whether requests are still being received.
 RECEIVED_WITHIN = 0.005
-# Milliseconds of silence until a peer is asked whether it lives, and for its answer.
-KEEPALIVE = (60_000, 20_000)
 
 log = logging.getLogger("serving")
 
 
 class InferenceServer:
-    """The gRPC server of one process. `start` makes it answer and loads the models behind that.
+    """The gRPC server of one process: `listen` makes it answer, then `load` loads its models.
 
     `counters` is the directory that the process counts in; `keys` sign prediction ids, the same
     ones in all processes; `admin_of` makes of what changes this process what changes the whole
@@ -105,26 +92,17 @@ class InferenceServer:
         self.admin = ProcessAdmin(self.control, tracer)
         signer = Signer(keys)
         self._feedback = _feedback(config, counters, signer, self._metrics)
-        self._spans = _spans(config, worker)
+        self._spans = spans(config, version(), worker)
         self.service = InferenceService(
             self.registry,
             self._metrics,
             tracer,
             signer if config.prediction_ids else None,
             config.priority_levels,
-            _observers(config, self._spans),
+            observers(config, self._spans),
         )
-        servicer = InferenceServicer(
-            self.registry,
-            self._metrics,
-            tracer,
-            admin_of(self.admin),
-            config,
-            version(),
-            lambda: self.ready,
-        )
-        self._grpc = _grpc_server(config)
-        self._add_services(servicer)
+        self._grpc = grpc_server(config)
+        self._add_services(self._servicer(admin_of(self.admin), tracer))
         self._loader = threading.Thread(target=self._run, name="control", daemon=True)
         self.port = 0
 
@@ -227,6 +205,17 @@ class InferenceServer:
             self.report_readiness()
         self._prober.wake()
 
+    def _servicer(self, admin: Admin, tracer: Tracer) -> InferenceServicer:
+        return InferenceServicer(
+            self.registry,
+            self._metrics,
+            tracer,
+            admin,
+            self._config,
+            version(),
+            lambda: self.ready,
+        )
+
     def _add_services(self, servicer: InferenceServicer) -> None:
         room = self._config.room
         self._handlers = Handlers(self.service, handlers(servicer), room)
@@ -273,24 +262,6 @@ class Server:
         self._counters.close()
 
 
-def _spans(config: ServerConfig, worker: int) -> Spans | None:
-    """Where spans go; StartupError where what sends them is not installed."""
-    if not config.otlp_endpoint:
-        return None
-    try:
-        from serving.tracing import Spans
-    except ImportError as error:
-        raise StartupError(
-            f"--otlp-endpoint needs the tracing extra, pip install 'digits[tracing]': {error}"
-        ) from None
-    return Spans(config.otlp_endpoint, version(), worker)
-
-
-def _observers(config: ServerConfig, spans: Spans | None) -> tuple[Observe, ...]:
-    log_some = (access_log(config.access_log),) if config.access_log else ()
-    return (*log_some, spans.record) if spans else log_some
-
-
 def version() -> str:
     """This package's, as it was installed."""
     try:
@@ -307,22 +278,6 @@ def _feedback(config: ServerConfig, counters: Path, signer: Signer, metrics: Met
         raise StartupError(f"--feedback-memory: {table}: {error.strerror}") from None
     published = functools.partial(published_labels, config.model_repository)
     return Feedback(signer, metrics, counted, published, config.feedback_ttl)
-
-
-def _grpc_server(config: ServerConfig) -> grpc.Server:
-    return grpc.server(
-        ReceivingPool(*THREADS, name="rpc"),
-        options=[
-            # Two servers must not share a port by accident; workers of one do by design.
-            ("grpc.so_reuseport", int(config.workers > 1)),
-            ("grpc.max_concurrent_streams", MAX_CALLS_PER_CONNECTION),
-            ("grpc.keepalive_time_ms", KEEPALIVE[0]),
-            ("grpc.keepalive_timeout_ms", KEEPALIVE[1]),
-            ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),  # clients may ask, too
-            ("grpc.max_receive_message_length", config.max_message_bytes),
-            ("grpc.max_send_message_length", config.max_message_bytes),
-        ],
-    )
 
 
 def _table(served: list[ServedModel]) -> str:

@@ -88,6 +88,11 @@ def status_of(error: BaseException, **facts: object) -> tuple[str, str]:
     return status, details
 
 
+def is_fault(error: BaseException) -> bool:
+    """Whether it is the server's own fault."""
+    return _entry(STATUS, error) in (None, "INTERNAL")
+
+
 def reason_of(error: BaseException) -> Rejection:
     """As what the metrics count it."""
     return _entry(REASON, error) or Rejection.FAILED

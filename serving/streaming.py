@@ -11,8 +11,9 @@ from typing import Any
 import grpc
 
 from serving.calls import MethodHandler, caller_of, deadline_of
-from serving.inference import CallerOf, InferenceService, Refusal, Reply
+from serving.inference import CallerOf, InferenceService
 from serving.pb import inference_pb2 as pb
+from serving.replies import Refusal, Reply
 
 # Streams that may be open at the same time; each takes two threads.
 MAX_STREAMS = 128
@@ -52,10 +53,8 @@ class _Stream:
         self._limit = limit
         self._messages = messages
         self._deadline = deadline_of(context)
-        self._caller: CallerOf | None = None
-        if service.observers:  # one for all of the stream's requests
-            who = caller_of("ModelStreamInfer", context)
-            self._caller = lambda: who
+        who = caller_of("ModelStreamInfer", context)  # one for all of the stream's requests
+        self._caller: CallerOf = lambda: who
         self._answers: SimpleQueue[Reply | Refusal | None] = SimpleQueue()
         self._window = threading.Semaphore(STREAM_WINDOW)
         self._lock = threading.Lock()

@@ -1,4 +1,5 @@
-"""ModelInfer over grpcio's synchronous server, for an InferenceService; `streaming` has the other.
+"""grpcio's synchronous server, and ModelInfer over it, for an InferenceService; `streaming` has the
+other.
 
 No thread waits for an answer: grpcio's handler returns at once, and the thread that ran the batch
 sends it. Measured against the other styles, this is the fastest: see benchmarks/results/styles.md.
@@ -18,8 +19,10 @@ from grpc import _server as grpc_internals
 
 from serving.access import Timing
 from serving.calls import MethodHandler, caller_of, deadline_of
-from serving.inference import InferenceService, Refusal, Reply
+from serving.config import ServerConfig
+from serving.inference import InferenceService
 from serving.receiving import ReceivingPool
+from serving.replies import Refusal, Reply
 from serving.servicer import SERVICE
 from serving.streaming import stream_handler
 
@@ -27,11 +30,36 @@ from serving.streaming import stream_handler
 RECEIVING_THREADS = 8
 MOST_RECEIVING_THREADS = 512
 
+# Threads for everything but inference, so that health answers under any load; and at most, while
+# some are stuck.
+THREADS = (4, 256)
+# Calls that one connection may have open; more wait at the caller, not in this server's memory.
+MAX_CALLS_PER_CONNECTION = 4096
+# Milliseconds of silence until a peer is asked whether it lives, and for its answer.
+KEEPALIVE = (60_000, 20_000)
+
 _INFER = f"/{SERVICE.full_name}/ModelInfer"
 
 Metadata = tuple[tuple[str, str], ...]
 Send = Callable[[bytes | None], None]
 Finish = Callable[[Any, bytes, Send], None]
+
+
+def grpc_server(config: ServerConfig) -> grpc.Server:
+    """A server without services that listens nowhere yet."""
+    return grpc.server(
+        ReceivingPool(*THREADS, name="rpc"),
+        options=[
+            # Two servers must not share a port by accident; workers of one do by design.
+            ("grpc.so_reuseport", int(config.workers > 1)),
+            ("grpc.max_concurrent_streams", MAX_CALLS_PER_CONNECTION),
+            ("grpc.keepalive_time_ms", KEEPALIVE[0]),
+            ("grpc.keepalive_timeout_ms", KEEPALIVE[1]),
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),  # clients may ask, too
+            ("grpc.max_receive_message_length", config.max_message_bytes),
+            ("grpc.max_send_message_length", config.max_message_bytes),
+        ],
+    )
 
 
 class Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # none at run time
@@ -91,7 +119,7 @@ def infer_handler(
                 _refuse(context, outcome)
                 send(None)
 
-        caller = partial(caller_of, "ModelInfer", context) if service.observers else None
+        caller = partial(caller_of, "ModelInfer", context)
         cancel = service.submit(message, deadline_of(context), respond, caller)
         if not context.add_callback(cancel):
             cancel()
@@ -103,8 +131,7 @@ def _refuse_handler(service: InferenceService) -> MethodHandler:
     """Refuses a call without reading its request: to grpcio that is a stream, nobody asks for."""
 
     def refuse(messages: Iterator[bytes], context: Any, send: Send) -> None:
-        caller = partial(caller_of, "ModelInfer", context) if service.observers else None
-        _refuse(context, service.refuse_unread(caller=caller))
+        _refuse(context, service.refuse_unread(caller=partial(caller_of, "ModelInfer", context)))
         send(None)
 
     return grpc.stream_stream_rpc_method_handler(_non_blocking(refuse, _Inline(1)))

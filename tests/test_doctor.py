@@ -112,3 +112,40 @@ def test_a_gpu_that_was_asked_for_and_is_not_there_is_a_problem(repository: Path
     finding = found(config_of(repository, device="gpu"))["device"]
     assert finding.status == (OK if device.why_no_cuda() is None else FAIL)
     assert finding.status == OK or finding.text.startswith("--device gpu: ")
+
+
+def test_a_feedback_key_that_cannot_be_used_is_a_problem(repository: Path, tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    missing = found(config_of(repository, feedback_key_file=path))["--feedback-key-file"]
+    path.write_text("too short\n")
+    short = found(config_of(repository, feedback_key_file=path))["--feedback-key-file"]
+    path.write_text("the one that signs\nand the one before it\n")
+    good = found(config_of(repository, feedback_key_file=path))["--feedback-key-file"]
+    assert (missing.status, missing.text) == (FAIL, f"{path}: No such file or directory")
+    assert (short.status, good.status) == (FAIL, OK)
+    assert short.text == f"{path}: line 1 has 9 bytes, a secret at least 16"
+    assert good.text == f"{path}: 2 secrets"
+
+
+def test_a_collector_that_is_away_is_pointed_out(repository: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as collector:
+        endpoint = f"http://127.0.0.1:{collector.getsockname()[1]}"
+        there = found(config_of(repository, otlp_endpoint=endpoint))["--otlp-endpoint"]
+    away = found(config_of(repository, otlp_endpoint=endpoint))["--otlp-endpoint"]
+    assert (there.status, there.text) == (OK, f"{endpoint} takes connections")
+    assert (away.status, away.text) == (WARN, f"{endpoint}: Connection refused")
+    assert "--otlp-endpoint" not in found(config_of(repository))
+
+
+def test_spans_without_the_extra_are_a_problem(repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "opentelemetry.py").write_text("raise ImportError('none here')\n")
+    command = [sys.executable, "-m", "serving", "doctor", *FREE]
+    command += ["--model-repository", str(repository), "--otlp-endpoint", "http://localhost:4318"]
+    paths = os.pathsep.join((str(tmp_path), str(ROOT)))
+    result = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths}
+    )
+    assert result.returncode == 1
+    (line,) = [line for line in result.stdout.splitlines() if "--otlp-endpoint" in line]
+    assert line.startswith(FAIL)
+    assert line.endswith("needs the tracing extra, pip install 'digits[tracing]': none here")

@@ -29,8 +29,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from model_repository import TensorSpec
 from serving.errors import Rejection
-from serving.inference import Refusal, Reply
 from serving.pb import inference_pb2 as pb
+from serving.replies import Refusal, Reply
 
 Serve = Callable[..., AbstractContextManager[Running]]
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]

@@ -26,6 +26,7 @@ from conftest import (
     Process,
     publish_model,
     publish_times,
+    running_server,
     save,
     server_process,
     times_request,
@@ -116,6 +117,20 @@ def test_every_line_of_a_server_is_json_and_a_failure_is_one_of_them(models: Pat
     codes = sorted(line["code"] for line in requests)
     assert codes == ["INTERNAL", "INTERNAL", "NOT_FOUND", "OK"]
     assert lines[-1]["message"] == "drained"
+
+
+@pytest.mark.parametrize("access_log", [0, 1])
+def test_a_failure_is_found_by_the_id_of_its_call_whatever_else_is_logged(
+    models: Path, caplog: pytest.LogCaptureFixture, access_log: int
+) -> None:
+    metadata = (("x-request-id", "of the call"),)
+    with running_server(models, access_log=access_log) as running:
+        with pytest.raises(grpc.RpcError) as caught:
+            running.stub.ModelInfer(lookup_request(9), timeout=20, metadata=metadata)
+        assert caught.value.details() == "the model failed; the server's log says why"
+    (failure,) = [vars(each) for each in caplog.records if each.name == "serving.status"]
+    names = {name: failure[name] for name in ("request_id", "model", "version")}
+    assert names == {"request_id": "of the call", "model": "lookup", "version": "1"}
 
 
 def test_lines_of_several_workers_say_whose_they_are(models: Path) -> None:

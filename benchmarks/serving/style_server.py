@@ -22,9 +22,10 @@ from benchmarks.serving.noop_server import serve_aio, serve_sync
 from serving import transport
 from serving.config import ServerConfig
 from serving.counter_directory import CounterDirectory
-from serving.inference import InferenceService, Refusal, Reply
+from serving.inference import InferenceService
 from serving.prediction_ids import feedback_keys
 from serving.processes import collect_less_often
+from serving.replies import Refusal, Reply
 from serving.server import InferenceServer
 
 WAITING_THREADS = 80  # more than are in flight
