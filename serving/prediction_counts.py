@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from model_repository import CONFIDENCE_EDGES, INK_EDGES, Distribution, Manifest
 from serving.families import MOST_LABELS, Exported, Kept
-from serving.metrics import ModelMetrics
+from serving.model_metrics import ModelMetrics
 from serving.predictions import Prediction
 
 log = logging.getLogger(__name__)

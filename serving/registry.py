@@ -16,8 +16,8 @@ from serving.batch import Answer, Outcome, Request, Tensors
 from serving.batcher import DynamicBatcher
 from serving.config import ServerConfig
 from serving.errors import ModelNotFound, ModelNotReady
-from serving.metrics import ModelMetrics
 from serving.model import Model
+from serving.model_metrics import ModelMetrics
 from serving.prediction_counts import PredictionCounts
 from serving.predictions import Prediction, predictor
 

@@ -16,7 +16,8 @@ from collections.abc import Callable
 
 from serving import batcher, predictions, registry
 from serving.main import main
-from serving.metrics import Metrics, ModelMetrics
+from serving.metrics import Metrics
+from serving.model_metrics import ModelMetrics
 from serving.prediction_counts import PredictionCounts
 
 COUNTING = ("executed", "replied", "failed", "pending", "busy")
