@@ -82,6 +82,10 @@ def test_answers_are_those_of_onnx_runtime(seen: Any, expected: Arrays) -> None:
     np.testing.assert_allclose(answer["probabilities"], expected["probabilities"], atol=1e-6)
 
 
+def test_each_row_has_a_prediction_id_in_the_response_parameters(seen: Any) -> None:
+    assert len(set(seen["infer"]["prediction_ids"])) == 10
+
+
 def test_compressed_requests_are_read(seen: Any, expected: Arrays) -> None:
     assert seen["compressed"] == expected["labels"].tolist()
 

@@ -82,6 +82,7 @@ class Drive:
             "model": [response.model_name, response.model_version],
             "probabilities": values(answer, "probabilities"),
             "labels": values(answer, "labels"),
+            "prediction_ids": response.parameters["prediction_ids"].string_param.split(","),
         }
 
     def compressed(self) -> Any:
