@@ -59,7 +59,7 @@ def main() -> int:
     except KeyboardInterrupt:
         return 130
     except (RuntimeError, RequestFailed) as error:
-        console.print(f"error: {error}", style="red")
+        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False)
         return 1
     return 0
 

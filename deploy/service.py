@@ -17,7 +17,7 @@ from pathlib import Path
 from model_repository import versions
 from serving.client import Client
 
-READY_TIMEOUT = 60.0  # seconds
+READY_TIMEOUT = 180.0  # seconds; many models on a busy machine take long, a death is seen at once
 
 
 def train(repository: Path, models: tuple[str, ...], classes: str, *more: str) -> None:
