@@ -34,7 +34,7 @@ from deploy.prometheus_server import (
     is_free,
     prometheus,
 )
-from deploy.service import grpc_address, latest, metrics_address, server, train
+from deploy.service import bypass_proxy, grpc_address, latest, metrics_address, server, train
 from model_repository import HOLDOUT, Manifest, read_manifest, versions
 from serving.client import Client, RequestFailed
 from training.data import load_dataset
@@ -56,6 +56,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=_seconds, default=15.0, help="of load [%(default)g]")
     parser.add_argument("--model-repository", type=Path, default=Path("models"))
     arguments = parser.parse_args()
+    bypass_proxy()
     signal.signal(signal.SIGTERM, _interrupt)  # so that what was started is stopped
     console = Console(width=max(100, Console().width))
     try:

@@ -29,7 +29,7 @@ HOW_TO_GET_IT = (
     "prometheus is not on the PATH: `apt-get install prometheus` on Debian and Ubuntu,"
     " `brew install prometheus` on macOS, or a binary from https://prometheus.io/download/"
 )
-START_TIMEOUT = 30.0  # seconds
+START_TIMEOUT = 60.0  # seconds
 SCRAPE_TIMEOUT = 30.0
 QUERY_TIMEOUT = 10.0
 # Prometheus moves a scrape's time by so much, where that makes its times regular.
@@ -197,8 +197,10 @@ def free_port(port: int) -> int:
 def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
     end = time.monotonic() + START_TIMEOUT
     while not _ready(url):
-        if process.poll() is not None or time.monotonic() > end:
+        if process.poll() is not None:
             raise PrometheusError(f"prometheus did not start:\n{log.read_text()[-2000:]}")
+        if time.monotonic() > end:
+            raise PrometheusError(f"{url} was not ready within {START_TIMEOUT:.0f} s")
         time.sleep(0.05)
 
 

@@ -82,3 +82,16 @@ def test_a_load_of_no_seconds_is_refused(tmp_path: Path) -> None:
     done = observe(tmp_path / "models", "--seconds", "0")
     assert done.returncode == 2
     assert "argument --seconds: at least 1" in done.stderr
+
+
+def test_what_runs_here_is_not_asked_by_way_of_a_proxy() -> None:
+    program = (
+        "import os, urllib.request as request\n"
+        "from deploy.service import bypass_proxy\n"
+        "bypass_proxy()\n"
+        "hosts = 'localhost', '127.0.0.1', 'a.org'\n"
+        "print(os.environ['no_proxy'], [bool(request.proxy_bypass(host)) for host in hosts])"
+    )
+    variables = {**os.environ, "http_proxy": "http://127.0.0.1:9", "no_proxy": "example.org"}
+    said = subprocess.check_output([sys.executable, "-c", program], cwd=ROOT, env=variables)
+    assert said == b"example.org,localhost,127.0.0.1 [True, True, False]\n"
