@@ -20,7 +20,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from deploy.service import grpc_address, latest, metrics_address, server, train
+from deploy.service import bypass_proxy, grpc_address, latest, metrics_address, server, train
 from model_repository import HOLDOUT, Manifest, read_manifest
 from serving.client import Client, RequestFailed
 
@@ -47,6 +47,7 @@ def main() -> int:
     parser.add_argument("--once", action="store_true", help="stop after the table")
     parser.add_argument("--model-repository", type=Path, default=Path("models"))
     arguments = parser.parse_args()
+    bypass_proxy()
     console = Console(width=max(TABLE_WIDTH, Console().width))
     try:
         _train(arguments.model_repository)
@@ -59,7 +60,7 @@ def main() -> int:
     except KeyboardInterrupt:
         return 130
     except (RuntimeError, RequestFailed) as error:
-        console.print(f"error: {error}", style="red")
+        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False)
         return 1
     return 0
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import os
 import signal
 import subprocess
@@ -25,8 +26,15 @@ from rich.table import Table
 
 from deploy import load
 from deploy.agreement import Row, compare, qualities
-from deploy.prometheus_server import Prometheus, PrometheusError, is_free, prometheus
-from deploy.service import grpc_address, latest, metrics_address, server, train
+from deploy.prometheus_server import (
+    Prometheus,
+    PrometheusError,
+    executable,
+    free_port,
+    is_free,
+    prometheus,
+)
+from deploy.service import bypass_proxy, grpc_address, latest, metrics_address, server, train
 from model_repository import HOLDOUT, Manifest, read_manifest, versions
 from serving.client import Client, RequestFailed
 from training.data import load_dataset
@@ -45,9 +53,10 @@ def main() -> int:
     """0 when Prometheus and the clients agree, and inverted digits raise the drift alert."""
     parser = argparse.ArgumentParser(prog="python -m deploy.observe", description=__doc__)
     parser.add_argument("--once", action="store_true", help="stop after the tables")
-    parser.add_argument("--seconds", type=float, default=15.0, help="of load [%(default)g]")
+    parser.add_argument("--seconds", type=_seconds, default=15.0, help="of load [%(default)g]")
     parser.add_argument("--model-repository", type=Path, default=Path("models"))
     arguments = parser.parse_args()
+    bypass_proxy()
     signal.signal(signal.SIGTERM, _interrupt)  # so that what was started is stopped
     console = Console(width=max(100, Console().width))
     try:
@@ -57,8 +66,15 @@ def main() -> int:
     except KeyboardInterrupt:
         return 130
     except (RuntimeError, RequestFailed, PrometheusError) as error:
-        console.print(f"error: {error}", style="red", markup=False)
+        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False)
         return 1
+
+
+def _seconds(text: str) -> float:
+    """Of load: without any there is nothing to compare."""
+    if not 1.0 <= (seconds := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError("at least 1")
+    return seconds
 
 
 def _interrupt(number: int, frame: object) -> None:
@@ -67,6 +83,7 @@ def _interrupt(number: int, frame: object) -> None:
 
 def _observe(arguments: argparse.Namespace, console: Console) -> int:
     repository: Path = arguments.model_repository
+    executable(), _prometheus_port()  # what is missing is told before minutes of training
     directory, manifest = _trained(repository)
     images, labels = _labelled(directory, manifest)
     flags = ("--workers", str(WORKERS), "--drift-window", f"{DRIFT_WINDOW:g}")
@@ -119,8 +136,10 @@ def _labelled(directory: Path, manifest: Manifest) -> tuple[NDArray[np.uint8], l
 
 def _prometheus_port() -> int:
     """As asked for; else the usual one, unless somebody has it, such as Debian's own service."""
-    if port := os.environ.get("PROMETHEUS_PORT"):
-        return int(port)
+    if text := os.environ.get("PROMETHEUS_PORT"):
+        if not text.isdecimal():
+            raise PrometheusError(f"PROMETHEUS_PORT is no port: {text}")
+        return free_port(int(text))
     return PROMETHEUS_PORT if is_free(PROMETHEUS_PORT) else 0
 
 

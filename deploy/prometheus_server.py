@@ -29,7 +29,7 @@ HOW_TO_GET_IT = (
     "prometheus is not on the PATH: `apt-get install prometheus` on Debian and Ubuntu,"
     " `brew install prometheus` on macOS, or a binary from https://prometheus.io/download/"
 )
-START_TIMEOUT = 30.0  # seconds
+START_TIMEOUT = 60.0  # seconds
 SCRAPE_TIMEOUT = 30.0
 QUERY_TIMEOUT = 10.0
 # Prometheus moves a scrape's time by so much, where that makes its times regular.
@@ -113,8 +113,13 @@ class Prometheus:
         end = time.monotonic() + SCRAPE_TIMEOUT
         while not (self.value(f"min(timestamp({up}))") > asked and self.value(f"min({up})") == 1):
             if time.monotonic() > end:
-                raise PrometheusError(f"no scrape within {SCRAPE_TIMEOUT:.0f} s")
+                problems = "; ".join(self._scrape_problems())
+                raise PrometheusError(f"no scrape within {SCRAPE_TIMEOUT:.0f} s: {problems}")
             time.sleep(0.1)
+
+    def _scrape_problems(self) -> Iterator[str]:
+        for target in self._get("targets", state="active")["activeTargets"]:
+            yield f"{target['scrapeUrl']}: {target['lastError'] or target['health']}"
 
     def _get(self, path: str, **parameters: str) -> Any:
         url = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
@@ -128,19 +133,25 @@ class Prometheus:
             raise PrometheusError(f"{self.url}: {error}") from None
 
 
+def executable() -> str:
+    """The program's path. PrometheusError, which says how to get it, where there is none."""
+    path = shutil.which("prometheus")
+    if not path:
+        raise PrometheusError(HOW_TO_GET_IT)
+    return path
+
+
 @contextmanager
 def prometheus(
     targets: Sequence[str], *, port: int = 0, interval: str = "1s"
 ) -> Iterator[Prometheus]:
     """Run one that scrapes these host:port, until left; port 0 is any. PrometheusError."""
-    executable = shutil.which("prometheus")
-    if not executable:
-        raise PrometheusError(HOW_TO_GET_IT)
+    program = executable()
     with tempfile.TemporaryDirectory(prefix="digits-prometheus-") as name:
         directory = Path(name)
         _configure(directory, targets, interval)
-        address = f"127.0.0.1:{_free(port)}"
-        command = [executable, f"--config.file={directory / 'prometheus.yml'}"]
+        address = f"127.0.0.1:{free_port(port)}"
+        command = [program, f"--config.file={directory / 'prometheus.yml'}"]
         command += [f"--storage.tsdb.path={directory / 'data'}", f"--web.listen-address={address}"]
         with (directory / "log").open("wb") as log:
             process = subprocess.Popen(command, stderr=log, stdout=log)
@@ -174,7 +185,7 @@ def is_free(port: int) -> bool:
     return True
 
 
-def _free(port: int) -> int:
+def free_port(port: int) -> int:
     """The port, or any that is free for 0. PrometheusError where it is taken."""
     if port and not is_free(port):
         raise PrometheusError(f"port {port} is taken; set PROMETHEUS_PORT")
@@ -186,8 +197,10 @@ def _free(port: int) -> int:
 def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
     end = time.monotonic() + START_TIMEOUT
     while not _ready(url):
-        if process.poll() is not None or time.monotonic() > end:
+        if process.poll() is not None:
             raise PrometheusError(f"prometheus did not start:\n{log.read_text()[-2000:]}")
+        if time.monotonic() > end:
+            raise PrometheusError(f"{url} was not ready within {START_TIMEOUT:.0f} s")
         time.sleep(0.05)
 
 

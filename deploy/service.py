@@ -17,7 +17,7 @@ from pathlib import Path
 from model_repository import versions
 from serving.client import Client
 
-READY_TIMEOUT = 60.0  # seconds
+READY_TIMEOUT = 180.0  # seconds; many models on a busy machine take long, a death is seen at once
 
 
 def train(repository: Path, models: tuple[str, ...], classes: str, *more: str) -> None:
@@ -30,6 +30,12 @@ def train(repository: Path, models: tuple[str, ...], classes: str, *more: str) -
 def latest(repository: Path, name: str) -> Path:
     """The directory of a published model's newest version."""
     return repository / name / str(versions(repository / name)[-1])
+
+
+def bypass_proxy() -> None:
+    """What runs here is asked directly, by gRPC and HTTP, also where http_proxy names a proxy."""
+    excepted = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    os.environ["no_proxy"] = ",".join(filter(None, (excepted, "localhost", "127.0.0.1")))
 
 
 def grpc_address() -> str:

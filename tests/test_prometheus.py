@@ -11,7 +11,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -176,6 +176,32 @@ def test_latencies_that_prometheus_sees_are_not_above_the_clients(observed: Obse
     rows = {row.what: row for row in compare(observed.prometheus, observed.tally)}
     assert rows["p50 latency"].agrees
     assert rows["p99 latency"].agrees
+
+
+def test_one_label_more_a_faster_client_and_another_version_do_not_agree(
+    observed: Observed,
+) -> None:
+    tally = observed.tally
+    told = {
+        "right": replace(tally, right=tally.right + 1),
+        "wrong": replace(tally, wrong=tally.wrong + 1),
+        "faster": replace(tally, seconds=[1e-6] * tally.requests),
+    }
+    # What the killed worker answered and no client got, and what was refused, differ anyway.
+    usual = differing(observed.prometheus, tally)
+    assert {name: differing(observed.prometheus, each) - usual for name, each in told.items()} == {
+        "right": {"labels that were right", "accuracy by labels"},
+        "wrong": {"labels that were wrong"},
+        "faster": {"p50 latency", "p99 latency"},
+    }
+    all_but_refused = {row.what for row in compare(observed.prometheus, tally)} - {
+        "feedback refused"
+    }
+    assert all_but_refused <= differing(observed.prometheus, replace(tally, version="2"))
+
+
+def differing(metrics: Prometheus, tally: load.Tally) -> set[str]:
+    return {row.what for row in compare(metrics, tally) if not row.agrees}
 
 
 def test_all_rules_are_evaluated_and_all_that_record_have_values(observed: Observed) -> None:

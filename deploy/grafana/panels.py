@@ -143,6 +143,7 @@ def table(
         *("table", title, description, queries, unit, 8, 8),
         custom=custom,
         options=options,
+        defaults={"decimals": 0},
         transformations=transformations,
     )
 

@@ -81,13 +81,16 @@ def _right_now() -> list[Panel]:
         ),
         stat(
             "Largest drift",
-            "Population stability index of the feature that drifted most: 0.25 is much.",
-            "short",
+            "Population stability index of the feature that drifted most, as a share of its limit:"
+            " from 100% on it has drifted.",
+            "percentunit",
             Query(
-                f"max by (model, version) (inference_drift_psi{MODELS})", "{{model}} {{version}}"
+                "max by (model, version)"
+                f" (inference_drift_psi{MODELS} / inference_drift_limit_psi{MODELS})",
+                "{{model}} {{version}}",
             ),
-            *((None, "green"), (0.1, "orange"), (0.25, "red")),
-            decimals=2,
+            *((None, "green"), (0.4, "orange"), (1, "red")),
+            decimals=0,
         ),
     ]
 
@@ -109,7 +112,7 @@ def _by_labels() -> list[Panel]:
         table(
             "Confusion",
             "Labels that came within the time shown: rows are the truth, columns what was said."
-            " Counts are about right; GetQuality's are exact.",
+            " Of all chosen models together. Counts are about right; GetQuality's are exact.",
             "short",
             latest(counts),
             transformations=[{"id": "groupingToMatrix", "options": matrix}],

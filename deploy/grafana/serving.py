@@ -49,7 +49,7 @@ def _now() -> list[Panel]:
             "Of answered requests, from arrival to answer, to within a bucket.",
             "s",
             Query(quantile(0.99, "inference_request_seconds")),
-            *((None, "green"), (0.25, "red")),
+            *((None, "green"), (0.2, "red")),
         ),
         stat(
             "Rows",
