@@ -21,11 +21,11 @@ from serving.statistics import ModelTotals, model_totals
 
 # What can happen to a request before it is known which loaded model it is for.
 _BEFORE_LOOKUP = (
-    Rejection.OVERLOADED,
-    Rejection.DRAINING,
-    Rejection.INVALID_INPUT,
-    Rejection.MODEL_NOT_FOUND,
-    Rejection.MODEL_NOT_READY,
+    ("RESOURCE_EXHAUSTED", Rejection.OVERLOADED),
+    ("UNAVAILABLE", Rejection.DRAINING),
+    ("INVALID_ARGUMENT", Rejection.INVALID_INPUT),
+    ("NOT_FOUND", Rejection.MODEL_NOT_FOUND),
+    ("UNAVAILABLE", Rejection.MODEL_NOT_READY),
 )
 
 log = logging.getLogger(__name__)

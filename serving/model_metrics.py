@@ -12,13 +12,13 @@ from serving.execution import Execution
 from serving.families import ROWS, SECONDS, Exported, Family, Kept
 from serving.series import SeriesWriter, Slots, observe, observe_all
 
-# What can happen to a request for a loaded model.
+# What can happen to a request for a loaded model: the gRPC status that it gets, and why.
 _OF_A_MODEL = (
-    Rejection.QUEUE_FULL,
-    Rejection.INVALID_INPUT,
-    Rejection.DEADLINE,
-    Rejection.CANCELLED,
-    Rejection.FAILED,
+    ("RESOURCE_EXHAUSTED", Rejection.QUEUE_FULL),
+    ("INVALID_ARGUMENT", Rejection.INVALID_INPUT),
+    ("DEADLINE_EXCEEDED", Rejection.DEADLINE),
+    ("CANCELLED", Rejection.CANCELLED),
+    ("INTERNAL", Rejection.FAILED),
 )
 
 
@@ -26,15 +26,18 @@ class Refusals:
     """Requests that were not answered: those of one version, or of none."""
 
     def __init__(
-        self, metrics: SeriesWriter, labels: tuple[str, str], reasons: Sequence[Rejection]
+        self,
+        metrics: SeriesWriter,
+        labels: tuple[str, str],
+        expected: Sequence[tuple[str, Rejection]],
     ) -> None:
         self._metrics = metrics
         self._labels = labels
         self._lock = metrics.counters.lock
         self._request_bytes = metrics.slots(Exported.request_bytes, *labels)
         self._known: dict[tuple[str, Rejection], tuple[Slots, Slots]] = {}
-        for reason in reasons:  # from 0, or else rate() misses the first
-            metrics.slots(Exported.rejected, *labels, reason)
+        for code, reason in expected:  # from 0, or else rate() misses the first
+            self._slots(code, reason)
 
     def count(self, code: str, reason: Rejection, message_bytes: int) -> None:
         """One more, with that gRPC status."""

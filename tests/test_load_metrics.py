@@ -140,6 +140,15 @@ def test_every_refusal_has_its_reason(serve: Serve, repository: Path, digits: Di
         assert value(found, "inference_pending_requests", **CLASSIFIER) == 0
 
 
+def test_what_has_not_happened_yet_is_shown_as_zero(serve: Serve, repository: Path) -> None:
+    with serve(repository) as own:
+        found = samples(own)
+    for code in ("OK", "INTERNAL", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "CANCELLED"):
+        assert value(found, "inference_requests_total", code=code, **CLASSIFIER) == 0
+    assert value(found, "inference_requests_total", code="UNAVAILABLE", **NOBODY) == 0
+    assert value(found, "inference_rejected_total", reason="failed", **CLASSIFIER) == 0
+
+
 def test_a_model_that_fails_is_counted_as_such(serve: Serve, tmp_path: Path) -> None:
     with serve(publish_lookup(tmp_path)) as own:
         assert code_of(own, lookup(2)) is CODE.OK
