@@ -11,7 +11,6 @@ import statistics
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from deploy.service import bypass_proxy, grpc_address, latest, metrics_address, server, train
+from deploy.service import (
+    bypass_proxy,
+    grpc_address,
+    latest,
+    metrics_address,
+    server,
+    train,
+    wait_until_interrupted,
+)
 from model_repository import HOLDOUT, Manifest, read_manifest
 from serving.client import Client, RequestFailed
 
@@ -54,7 +61,8 @@ def main() -> int:
         with server(arguments.model_repository) as process:
             _show(arguments.model_repository, grpc_address(), console)
             if not arguments.once:
-                _wait(process, console)
+                wait_until_interrupted(process)
+                console.print("stopping")
     except subprocess.CalledProcessError as error:
         return error.returncode
     except KeyboardInterrupt:
@@ -153,13 +161,6 @@ def _row(directory: Path, manifest: Manifest, served: Served) -> list[str]:
 def _size(path: Path) -> str:
     size = path.stat().st_size
     return f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size / 2**10:.0f} KiB"
-
-
-def _wait(process: subprocess.Popen[bytes], console: Console) -> None:
-    """Serve until Ctrl-C, which the server, in the same terminal, hears too."""
-    with suppress(KeyboardInterrupt):
-        process.wait()
-    console.print("stopping")
 
 
 if __name__ == "__main__":

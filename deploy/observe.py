@@ -15,7 +15,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +33,15 @@ from deploy.prometheus_server import (
     is_free,
     prometheus,
 )
-from deploy.service import bypass_proxy, grpc_address, latest, metrics_address, server, train
+from deploy.service import (
+    bypass_proxy,
+    grpc_address,
+    latest,
+    metrics_address,
+    server,
+    train,
+    wait_until_interrupted,
+)
 from model_repository import HOLDOUT, Manifest, read_manifest, versions
 from serving.client import Client, RequestFailed
 from training.data import load_dataset
@@ -102,7 +109,8 @@ def _observe(arguments: argparse.Namespace, console: Console) -> int:
         drifted = _invert(server_of_metrics, images, console)
         _print_addresses(server_of_metrics, console)
         if not arguments.once:
-            _wait(process, console)
+            wait_until_interrupted(process)
+            console.print("stopping")
     agreed = all(row.agrees is not False for row in rows)
     return 0 if agreed and drifted else 1
 
@@ -215,13 +223,6 @@ dashboards  deploy/grafana: README says how to start Grafana with them
         markup=False,
         soft_wrap=True,
     )
-
-
-def _wait(process: subprocess.Popen[bytes], console: Console) -> None:
-    """Serve until Ctrl-C, which the others, in the same terminal, hear too."""
-    with suppress(KeyboardInterrupt):
-        process.wait()
-    console.print("stopping")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from model_repository import versions
@@ -62,6 +62,12 @@ def server(repository: Path, *flags: str) -> Iterator[subprocess.Popen[bytes]]:
         yield process
     finally:
         process.send_signal(signal.SIGTERM)
+        process.wait()
+
+
+def wait_until_interrupted(process: subprocess.Popen[bytes]) -> None:
+    """Let it run until Ctrl-C, which all that runs in the same terminal hears too."""
+    with suppress(KeyboardInterrupt):
         process.wait()
 
 

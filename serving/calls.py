@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from typing import Any, TypeAlias, TypeVar
 
 import grpc
 
 from serving.access import Caller
 
 MethodHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+Question = TypeVar("Question")
+Answer = TypeVar("Answer")
 
 
 def deadline_of(context: Any) -> float:
@@ -29,3 +35,25 @@ def caller_of(rpc: str, context: Any) -> Caller:
         headers.get("traceparent", ""),
         headers.get("tracestate", ""),
     )
+
+
+def at_most(
+    limit: int, answers: Callable[[Iterator[Question], Any], Iterator[Answer]], name: str
+) -> Callable[[Iterator[Question], Any], Iterator[Answer]]:
+    """A stream's behaviour for so many open at the same time; more are RESOURCE_EXHAUSTED.
+
+    On threads of its own, called `name`, as a stream keeps one for as long as it is open.
+    """
+    streams = threading.BoundedSemaphore(limit)
+
+    def stream(messages: Iterator[Question], context: Any) -> Iterator[Answer]:
+        if not streams.acquire(blocking=False):
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{limit} streams are already open")
+        try:
+            yield from answers(messages, context)
+        finally:
+            streams.release()
+
+    pool = futures.ThreadPoolExecutor(limit + 8, thread_name_prefix=name)
+    stream.experimental_thread_pool = pool  # type: ignore[attr-defined]
+    return stream

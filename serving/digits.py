@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from concurrent import futures
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 
 from serving import quality
-from serving.calls import MethodHandler
+from serving.calls import MethodHandler, at_most
 from serving.config import ServerConfig
 from serving.errors import InvalidInput
 from serving.feedback import Feedback, Outcome, Result
@@ -89,24 +87,12 @@ def add_digits_service(
 
 
 def _stream(servicer: DigitsServicer) -> MethodHandler:
-    """StreamFeedback, on threads of its own, as a stream keeps one as long as it is open."""
-    streams = threading.BoundedSemaphore(MOST_STREAMS)
+    def results(messages: Iterator[pb.Feedback], context: Any) -> Iterator[pb.FeedbackResult]:
+        for message in messages:
+            yield _answered(servicer, message, context)
 
-    def stream(messages: Iterator[pb.Feedback], context: Any) -> Iterator[pb.FeedbackResult]:
-        if not streams.acquire(blocking=False):
-            context.abort(
-                grpc.StatusCode.RESOURCE_EXHAUSTED, f"{MOST_STREAMS} streams are already open"
-            )
-        try:
-            for message in messages:
-                yield _answered(servicer, message, context)
-        finally:
-            streams.release()
-
-    pool = futures.ThreadPoolExecutor(MOST_STREAMS + 8, thread_name_prefix="feedback")
-    stream.experimental_thread_pool = pool  # type: ignore[attr-defined]
     return grpc.stream_stream_rpc_method_handler(
-        stream,
+        at_most(MOST_STREAMS, results, "feedback"),
         request_deserializer=pb.Feedback.FromString,
         response_serializer=pb.FeedbackResult.SerializeToString,
     )

@@ -10,9 +10,10 @@ from pathlib import Path
 from serving import counter_directory
 from serving.config import ServerConfig
 from serving.counter_directory import Sums
-from serving.counters import SUPERVISOR, Counters
+from serving.counters import SUPERVISOR
 from serving.drift import PARTS, DriftWindow, Judgement, judge, models, references, temperature
-from serving.families import Exported, Family, Kept
+from serving.families import Exported, Kept
+from serving.series import SeriesWriter
 
 # Seconds between two looks, at least and at most: each costs about a millisecond per process.
 SHORTEST, LONGEST = 0.25, 5.0
@@ -31,7 +32,7 @@ class DriftWatch:
     def __init__(self, config: ServerConfig, directory: Path) -> None:
         self._directory = directory
         self._threshold = config.drift_threshold
-        self._counters = Counters(directory, SUPERVISOR, chunk_bytes=CHUNK_BYTES)
+        self._gauges = SeriesWriter(directory, SUPERVISOR, CHUNK_BYTES)
         self._window = DriftWindow(config.drift_window, time.monotonic())
         self._pause = min(max(config.drift_window / PARTS, SHORTEST), LONGEST)
         self._judged: dict[tuple[str, str], tuple[object, ...]] = {}  # by which references
@@ -70,12 +71,12 @@ class DriftWatch:
     def _tell(self, model: tuple[str, str], judgement: Judgement) -> None:
         for feature, index in judgement.psi.items():
             limit = judgement.limits[feature]
-            self._set(Exported.drift, index, *model, feature)
-            self._set(Exported.drift_limit, limit, *model, feature)
+            self._gauges.set(Exported.drift, index, *model, feature)
+            self._gauges.set(Exported.drift_limit, limit, *model, feature)
             self._note((*model, feature), index, limit)
-        self._set(Kept.window_rows, judgement.rows, *model)
-        self._set(Exported.estimated_accuracy, judgement.estimated_accuracy, *model)
-        self._set(Exported.estimate_reliable, judgement.reliable, *model)
+        self._gauges.set(Kept.window_rows, judgement.rows, *model)
+        self._gauges.set(Exported.estimated_accuracy, judgement.estimated_accuracy, *model)
+        self._gauges.set(Exported.estimate_reliable, judgement.reliable, *model)
 
     def _note(self, key: tuple[str, str, str], index: float, limit: float) -> None:
         """Log when drift begins and when it ends; NaN, of too few rows, is neither."""
@@ -86,6 +87,3 @@ class DriftWatch:
         elif index < limit and key in self._drifted:
             self._drifted.remove(key)
             log.warning("model %s version %s: %s has drifted back (index %.2f)", *key, index)
-
-    def _set(self, family: Family, value: float, *labels: str) -> None:
-        self._counters.record(family.series(*labels), family.slots).slots[0] = value

@@ -21,7 +21,7 @@ ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 # How long after a prediction its true label comes: from a second to a month.
 DELAYS = (1.0, 10.0, 60.0, 600.0, 3600.0, 6 * 3600.0, 86400.0, 7 * 86400.0, 30 * 86400.0)
 
-# Of a model, for its predictions to be counted by label.
+# Of a model, for its predictions to be counted by label, and its feedback by truth and prediction.
 MOST_LABELS = 100
 
 

@@ -20,14 +20,12 @@ from model_repository import (
 )
 from serving.counted_ids import CountedIds
 from serving.counters import Record
-from serving.families import Exported
+from serving.families import MOST_LABELS, Exported
 from serving.metrics import Metrics
 from serving.prediction_ids import ForgedId, MalformedId, PredictionId, Signer
 from serving.predictions import class_output
 
 OTHER = "other"  # the truth of what is none of the model's classes
-# A matrix of more classes would be too many series: only right and wrong are told apart then.
-MOST_CLASSES = 100
 
 
 class Outcome(StrEnum):
@@ -160,16 +158,19 @@ class Feedback:
 
 
 def cell(labels: Sequence[str], truth: str, predicted: str) -> tuple[str, str, str]:
-    """Where a label is counted: its values of truth, predicted and correct."""
+    """Where a label is counted: its values of truth, predicted and correct.
+
+    A matrix of more classes would be too many series: only right and wrong are told apart then.
+    """
     correct = str(truth == predicted).lower()
-    if len(labels) > MOST_CLASSES:
+    if len(labels) > MOST_LABELS:
         return "", "", correct
     return truth if truth in labels else OTHER, predicted, correct
 
 
 def cells(labels: Sequence[str]) -> Iterator[tuple[str, str, str]]:
     """All that `cell` gives for a model: C predictions of C classes and `other`."""
-    if len(labels) > MOST_CLASSES:
+    if len(labels) > MOST_LABELS:
         yield from (("", "", "true"), ("", "", "false"))
         return
     for predicted in labels:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from serving.counter_directory import Sums
+from serving.drift import FEATURES
 from serving.families import Exported, Family, Kept
 
 Z = 1.959964  # standard normal quantile of 97.5%
@@ -91,7 +92,6 @@ def qualities(sums: Sums, served: Collection[Version]) -> dict[Version, Quality]
 
 
 _GAUGES = {family.name for family in (Exported.accuracy, Exported.estimated_accuracy)}
-_FEATURES = ("ink", "confidence", "label")
 _Counts = dict[tuple[str, str, str], int]  # by truth, predicted and correct
 
 
@@ -129,7 +129,7 @@ def _matrix(counts: _Counts) -> tuple[Cell, ...]:
 
 
 def _drift(sums: Sums, key: Version) -> Drift | None:
-    found = {name: _gauge(sums, Exported.drift, *key, name) for name in _FEATURES}
+    found = {name: _gauge(sums, Exported.drift, *key, name) for name in FEATURES}
     indices = {name: value for name, value in found.items() if value is not None}
     rows = _gauge(sums, Kept.window_rows, *key)
     if not indices and rows is None:

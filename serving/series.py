@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from serving.counters import Counters
+from serving.counters import CHUNK_BYTES, Counters
 from serving.families import Family
 
 Slots: TypeAlias = "memoryview[float]"
@@ -19,8 +19,8 @@ class SeriesWriter:
     Raises OSError where the directory is missing or full, here and when a series is new.
     """
 
-    def __init__(self, directory: Path, worker: int = 0) -> None:
-        self.counters = Counters(directory, worker)
+    def __init__(self, directory: Path, worker: int = 0, chunk_bytes: int = CHUNK_BYTES) -> None:
+        self.counters = Counters(directory, worker, chunk_bytes=chunk_bytes)
         self._shown: dict[tuple[str, ...], Slots] = {}
 
     def add(self, family: Family, amount: float, *labels: str) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent import futures
 from queue import SimpleQueue
 from typing import Any
 
 import grpc
 
-from serving.calls import MethodHandler, caller_of, deadline_of
+from serving.calls import MethodHandler, at_most, caller_of, deadline_of
 from serving.inference import CallerOf, InferenceService
 from serving.pb import inference_pb2 as pb
 from serving.replies import Refusal, Reply
@@ -26,21 +25,11 @@ def stream_handler(service: InferenceService, limit: int) -> MethodHandler:
 
     `limit` is how many requests may be inside the server; beyond, they are refused.
     """
-    streams = threading.BoundedSemaphore(MAX_STREAMS)
 
-    def stream(messages: Iterator[bytes], context: Any) -> Iterator[bytes]:
-        if not streams.acquire(blocking=False):
-            context.abort(
-                grpc.StatusCode.RESOURCE_EXHAUSTED, f"{MAX_STREAMS} streams are already open"
-            )
-        try:
-            yield from _Stream(service, limit, messages, context).answers()
-        finally:
-            streams.release()
+    def answers(messages: Iterator[bytes], context: Any) -> Iterator[bytes]:
+        return _Stream(service, limit, messages, context).answers()
 
-    pool = futures.ThreadPoolExecutor(MAX_STREAMS + 8, thread_name_prefix="stream")
-    stream.experimental_thread_pool = pool  # type: ignore[attr-defined]
-    return grpc.stream_stream_rpc_method_handler(stream)
+    return grpc.stream_stream_rpc_method_handler(at_most(MAX_STREAMS, answers, "stream"))
 
 
 class _Stream:

@@ -13,8 +13,8 @@ from conftest import CLASSIFIER_OUTPUTS, IMAGES, Digits, publish_classifier, pub
 from model_repository import ONNX_PLATFORM, Manifest, TensorSpec, Variant, read_manifest
 from repository_upkeep import rollback
 from serving.counted_ids import CountedIds
-from serving.families import DELAYS, Exported
-from serving.feedback import MOST_CLASSES, Feedback, Outcome, Result, published_labels
+from serving.families import DELAYS, MOST_LABELS, Exported
+from serving.feedback import Feedback, Outcome, Result, published_labels
 from serving.metrics import Metrics
 from serving.prediction_ids import Signer
 from serving.predictions import Prediction
@@ -201,15 +201,15 @@ def test_a_class_named_other_has_what_is_no_class_beside_it(setting: Setting) ->
 
 
 def test_a_model_of_very_many_classes_is_counted_as_right_or_wrong_only(setting: Setting) -> None:
-    setting.serve(*map(str, range(MOST_CLASSES + 1)))
+    setting.serve(*map(str, range(MOST_LABELS + 1)))
     for index, truth in ((100, "100"), (99, "100"), (0, "none of them")):
         assert setting.take(setting.id_of(index), truth) == Result(Outcome.COUNTED)
     assert setting.cells() == {("", "", "true"): 1, ("", "", "false"): 2}
 
 
 def test_a_matrix_goes_up_to_a_hundred_classes(setting: Setting) -> None:
-    setting.serve(*map(str, range(MOST_CLASSES)))
-    assert len(setting.cells()) == MOST_CLASSES * (MOST_CLASSES + 1)
+    setting.serve(*map(str, range(MOST_LABELS)))
+    assert len(setting.cells()) == MOST_LABELS * (MOST_LABELS + 1)
 
 
 def test_a_model_that_tells_no_class_has_no_cells(setting: Setting) -> None:
