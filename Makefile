@@ -14,7 +14,12 @@ INSTALL := $(PIP) install --quiet --constraint constraints.txt
 CLIENTS ?= tritonclient kserve reflection perf_analyzer
 INTEROP := .venv-interop
 
-.PHONY: demo observe test interop lint format proto constraints clean
+# How an image is built: TAG CONTEXT OPTION... are added to this.
+BUILD_IMAGE ?= docker build --tag
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+IMAGE_ARGUMENTS = --build-arg VERSION=$(VERSION) --build-arg REVISION=$(shell git rev-parse HEAD)
+
+.PHONY: demo observe test interop images lint format proto constraints clean
 
 demo: $(VENV)/.$(RUNTIME)
 	@$(BIN)/python -m deploy.demo $(if $(ONCE),--once)
@@ -29,6 +34,14 @@ test: $(VENV)/.$(RUNTIME)-dev
 # Needs the package index for the clients; `make interop CLIENTS=reflection` for one of them.
 interop: $(VENV)/.$(RUNTIME)-dev $(CLIENTS:%=$(INTEROP)/%/.done)
 	$(BIN)/python -m pytest $(CLIENTS:%=tests/interop/test_%.py)
+
+images:
+	$(BUILD_IMAGE) digits-serving:$(VERSION) . --file deploy/docker/serving.Dockerfile \
+	  --build-arg RUNTIME=$(RUNTIME) $(IMAGE_ARGUMENTS)
+	$(BUILD_IMAGE) digits-client:$(VERSION) . --file deploy/docker/serving.Dockerfile \
+	  --target client $(IMAGE_ARGUMENTS)
+	$(BUILD_IMAGE) digits-training:$(VERSION) . --file deploy/docker/training.Dockerfile \
+	  --build-arg TORCH_INDEX_URL=$(TORCH_INDEX_URL) $(IMAGE_ARGUMENTS)
 
 lint: $(VENV)/.$(RUNTIME)-dev
 	$(BIN)/ruff check

@@ -1,12 +1,19 @@
-"""``python -m serving``, and ``python -m serving doctor``."""
+"""``python -m serving``, ``python -m serving doctor`` and ``python -m serving healthcheck``."""
 
 import os
 import sys
 
-from serving import doctor, main
-
 if __name__ == "__main__":
-    arguments = sys.argv[1:]
-    if arguments[:1] == ["doctor"]:
-        sys.exit(doctor.main(arguments[1:], os.environ))
-    sys.exit(main.main(arguments, os.environ))
+    # Imported here: a health check is to load no model runtime, and is run every few seconds.
+    command, arguments = sys.argv[1:2], sys.argv[2:]
+    if command == ["healthcheck"]:
+        from serving import healthcheck
+
+        sys.exit(healthcheck.main(arguments, os.environ))
+    if command == ["doctor"]:
+        from serving import doctor
+
+        sys.exit(doctor.main(arguments, os.environ))
+    from serving import main
+
+    sys.exit(main.main(sys.argv[1:], os.environ))

@@ -40,7 +40,8 @@ def _parser() -> argparse.ArgumentParser:
         usage="%(prog)s [OPTION ...]",
         description="Serve the models of a repository over gRPC (V2 inference protocol).",
         epilog="A flag wins over its environment variable, which wins over the default."
-        " `python -m serving doctor [OPTION ...]` checks this machine and the repository.",
+        " `python -m serving doctor [OPTION ...]` checks this machine and the repository,"
+        " `python -m serving healthcheck [OPTION ...]` asks a running server.",
         allow_abbrev=False,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=98),
     )

@@ -47,6 +47,8 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 READINESS = ("", "readiness")
 LIVENESS = "liveness"
+# Serving from the first load on, and not back when models go: for who waits for a start only.
+STARTUP = "startup"
 # Seconds for the last answers to leave, and then for streams, such as health watches, to end.
 LAST_ANSWERS = 0.5
 # Seconds for the last spans to reach a collector, which may be away.
@@ -115,7 +117,7 @@ class InferenceServer:
 
     def listen(self) -> None:
         """Answer from now on; the port is known when this returns."""
-        for name in (*READINESS, *{state.name for state in self.registry.index}):
+        for name in (*READINESS, STARTUP, *{state.name for state in self.registry.index}):
             self._health.set(name, NOT_SERVING)
         self._health.set(LIVENESS, SERVING)
         config = self._config
@@ -168,6 +170,7 @@ class InferenceServer:
         started = time.monotonic()
         self.control.start()
         self._loaded.set()
+        self._health.set(STARTUP, SERVING)
         self.report_readiness()
         if not self.registry.served:
             log.warning("no model is served yet")

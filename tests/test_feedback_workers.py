@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import threading
 from collections import Counter
@@ -136,7 +137,7 @@ def test_a_worker_is_replaced_though_its_labels_cannot_be_settled(
 
 
 def table_of(pid: int) -> Path:
-    """The file of counted ids that a process has open."""
-    files = [os.readlink(each) for each in Path(f"/proc/{pid}/fd").iterdir()]
-    (table,) = {Path(each) for each in files if each.endswith("/counted.ids")}
-    return table
+    """The file of counted ids that a process has mapped; one file, however many maps."""
+    maps = Path(f"/proc/{pid}/maps").read_text()  # not fd/, where what is listed may be closed
+    (table,) = set(re.findall(r"/\S+/counted\.ids$", maps, flags=re.MULTILINE))
+    return Path(table)

@@ -253,7 +253,7 @@ def test_a_manifest_that_is_no_json_object_is_refused(tmp_path: Path, content: b
         read_manifest(directory)
 
 
-@pytest.mark.parametrize("name", ["", ".hidden", "a/b", "..", "a b", "readiness"])
+@pytest.mark.parametrize("name", ["", ".hidden", "a/b", "..", "a b", "readiness", "startup"])
 def test_a_name_that_is_no_directory_name_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(RepositoryError, match="model"):
         put(tmp_path, name)

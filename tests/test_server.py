@@ -208,7 +208,7 @@ def test_requests_are_counted_by_model_and_status_and_rows_and_batches_by_model(
 
 def test_health_is_answered_for_the_server_and_for_each_model(running: Running) -> None:
     stub = health_pb2_grpc.HealthStub(running.channel)
-    for service in ("", "liveness", "readiness", "classifier", "echo"):
+    for service in ("", "liveness", "readiness", "startup", "classifier", "echo"):
         request = health_pb2.HealthCheckRequest(service=service)
         assert stub.Check(request).status == HEALTH.SERVING
 
