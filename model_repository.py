@@ -45,7 +45,8 @@ INK_EDGES = (
     *(0.6, 0.7, 0.8, 0.9),
 )
 
-RESERVED_NAMES = ("readiness", "liveness", "startup")  # services of grpc.health.v1 beside the models
+# Services of grpc.health.v1 beside the models.
+RESERVED_NAMES = ("readiness", "liveness", "startup")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
 _VERSION = re.compile(r"[1-9][0-9]*\Z")
