@@ -18,7 +18,12 @@ from typing import Any
 import yaml
 
 Resource = dict[str, Any]
-PLAIN = {"str": str, "int": int, "bool": bool, "float": (int, float)}
+PLAIN: dict[str, type | tuple[type, ...]] = {
+    "str": str,
+    "int": int,
+    "bool": bool,
+    "float": (int, float),
+}
 
 
 def main(files: list[str]) -> int:
@@ -83,9 +88,11 @@ def _models(package: str) -> ModuleType:
     """package.models without package itself, which imports a server's worth of dependencies."""
     if package not in sys.modules:
         found = importlib.util.find_spec(package)
-        assert found is not None and found.submodule_search_locations is not None
+        locations = found.submodule_search_locations if found else None
+        if locations is None:
+            raise SystemExit(f"{package} is not installed")
         empty = ModuleType(package)
-        empty.__path__ = list(found.submodule_search_locations)
+        empty.__path__ = list(locations)
         sys.modules[package] = empty
     return importlib.import_module(f"{package}.models")
 

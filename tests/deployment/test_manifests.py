@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import ROOT
 
 TOOLS = ROOT / ".venv-deploy" / "bin"
@@ -57,6 +59,25 @@ def build_component(name: str) -> Path:
     return build(f"cpu-{name}", directory)
 
 
+def references(node: object) -> Iterator[tuple[str, str]]:
+    """Kind and name of what a resource refers to; of Secrets, none is committed."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key in ("configMapRef", "configMap"):
+                yield "ConfigMap", value["name"]
+            elif key == "persistentVolumeClaim":
+                yield "PersistentVolumeClaim", value["claimName"]
+            elif key == "serviceAccountName":
+                yield "ServiceAccount", value
+            elif key == "storageUri":
+                yield "PersistentVolumeClaim", value.removeprefix("pvc://")
+            else:
+                yield from references(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from references(value)
+
+
 @pytest.fixture(scope="module")
 def built() -> list[Path]:
     """base, every overlay, and every component on one of them, each as one file."""
@@ -82,11 +103,21 @@ def test_every_custom_resource_is_valid_for_its_operator(built: list[Path]) -> N
     assert run(TOOLS / "python", checker, *built) == ""
 
 
+def test_what_a_pod_refers_to_is_there(built: list[Path]) -> None:
+    """kustomize renames ConfigMaps; what it does not know to name them keeps the old name."""
+    for path in built:
+        resources = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+        there = {(each["kind"], each["metadata"]["name"]) for each in resources}
+        wanted = {reference for each in resources for reference in references(each)}
+        assert wanted - there == set(), path.name
+        assert {each["metadata"].get("namespace", "digits") for each in resources} == {"digits"}
+
+
 def test_checkov_finds_nothing_that_is_not_justified(built: list[Path]) -> None:
     run(
         *(TOOLS / "checkov", "--config-file", ".checkov.yaml", "--skip-download"),
         *("--framework", "kubernetes", "--compact", "--quiet"),
-        *(part for path in built for part in ("--file", path)),
+        *[part for path in built for part in ("--file", str(path))],
     )
 
 

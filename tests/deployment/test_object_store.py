@@ -1,4 +1,4 @@
-"""components/object-store: its scripts, with a real rclone over a directory that stands for a bucket.
+"""components/object-store: its scripts, with a real rclone; a directory stands for the bucket.
 
 `make deploy-lint` runs it; rclone must be on the PATH (Debian: rclone).
 """
