@@ -91,10 +91,8 @@ def built() -> list[Path]:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_manifest_is_valid_for_kubernetes(built: list[Path], version: str) -> None:
-    said = run(
-        *(TOOLS / "kubernetes-validate", "--strict", "--no-warn"),
-        *("--kubernetes-version", version, *built),
-    )
+    validate = [str(TOOLS / "kubernetes-validate"), "--strict", "--no-warn"]
+    said = run(*validate, "--kubernetes-version", version, *built)
     assert said.count(" passed for resource ") > 10 * len(built)
 
 
@@ -115,7 +113,7 @@ def test_what_a_pod_refers_to_is_there(built: list[Path]) -> None:
 
 def test_checkov_finds_nothing_that_is_not_justified(built: list[Path]) -> None:
     run(
-        *(TOOLS / "checkov", "--config-file", ".checkov.yaml", "--skip-download"),
+        *(str(TOOLS / "checkov"), "--config-file", ".checkov.yaml", "--skip-download"),
         *("--framework", "kubernetes", "--compact", "--quiet"),
         *[part for path in built for part in ("--file", str(path))],
     )
