@@ -26,7 +26,7 @@ BUILD_IMAGE ?= docker build --tag
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 IMAGE_ARGUMENTS = --build-arg VERSION=$(VERSION) --build-arg REVISION=$(shell git rev-parse HEAD)
 
-.PHONY: demo observe test interop torchserve torchserve-archive images lint format proto constraints clean
+.PHONY: demo observe test interop torchserve torchserve-archive parity images lint format proto constraints clean
 
 demo: $(VENV)/.$(RUNTIME)
 	@$(BIN)/python -m deploy.demo $(if $(ONCE),--once)
@@ -48,6 +48,10 @@ torchserve-archive: $(TORCHSERVE)/.done
 
 torchserve: $(TORCHSERVE)/.done
 	exec $(TORCHSERVE)/bin/python -m deploy.torchserve $(TORCHSERVE_ARGUMENTS)
+
+# All runtimes answer the same images; uses the models that `make demo` published.
+parity: $(VENV)/.$(RUNTIME) $(TORCHSERVE)/.done
+	$(BIN)/python -m benchmarks.parity --model-repository $(MODEL_REPOSITORY) --torchserve $(TORCHSERVE)
 
 images:
 	$(BUILD_IMAGE) digits-serving:$(VERSION) . --file deploy/docker/serving.Dockerfile \

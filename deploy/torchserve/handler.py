@@ -45,11 +45,11 @@ class Handler:
 
 def _parts(data: list[dict[str, Any]]) -> list[NDArray[np.uint8]]:
     """The images of each request; TorchServe's error where one has none."""
-    from ts.utils.util import PredictionException  # only there, where this file is packed for
-
     try:
         return [_images(row) for row in data]
     except (ValueError, OverflowError, KeyError, TypeError) as error:
+        from ts.utils.util import PredictionException  # only where this file is packed for
+
         # INVALID_ARGUMENT alone; among others, who are not at fault, UNAVAILABLE: to be repeated.
         code = 400 if len(data) == 1 else 503
         raise PredictionException(f"no images: {error!r}", code) from None
