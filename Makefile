@@ -26,9 +26,12 @@ TORCHSERVE_ARGUMENTS = --model-repository $(MODEL_REPOSITORY) $(if $(MODELS),--m
 # How an image is built: TAG CONTEXT OPTION... are added to this.
 BUILD_IMAGE ?= docker build --tag
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+# Of the images that are tested and looked into.
+export IMAGE_TAG ?= $(VERSION)
+SBOM := build/sbom
 IMAGE_ARGUMENTS = --build-arg VERSION=$(VERSION) --build-arg REVISION=$(shell git rev-parse HEAD)
 
-.PHONY: demo observe test interop images deploy-lint torchserve torchserve-archive parity lint format proto constraints clean
+.PHONY: demo observe test interop images image-test sbom deploy-lint torchserve torchserve-archive parity lint format proto constraints clean
 
 demo: $(VENV)/.$(RUNTIME)
 	@$(BIN)/python -m deploy.demo $(if $(ONCE),--once)
@@ -56,7 +59,7 @@ parity: $(VENV)/.$(RUNTIME) $(TORCHSERVE)/.done
 	$(BIN)/python -m benchmarks.parity --model-repository $(MODEL_REPOSITORY) --torchserve $(TORCHSERVE)
 
 images:
-	$(BUILD_IMAGE) digits-serving:$(VERSION) . --file deploy/docker/serving.Dockerfile \
+	$(BUILD_IMAGE) digits-serving:$(VERSION)$(if $(filter gpu,$(RUNTIME)),-gpu) . --file deploy/docker/serving.Dockerfile \
 	  --build-arg RUNTIME=$(RUNTIME) $(IMAGE_ARGUMENTS)
 	$(BUILD_IMAGE) digits-client:$(VERSION) . --file deploy/docker/serving.Dockerfile \
 	  --target client $(IMAGE_ARGUMENTS)
@@ -66,6 +69,15 @@ images:
 # Needs the package index for the tools, and kubectl and rclone on the PATH.
 deploy-lint: $(VENV)/.$(RUNTIME)-dev $(DEPLOY)/.done
 	$(BIN)/python -m pytest tests/deployment/test_manifests.py tests/deployment/test_object_store.py
+
+# What `make images` made, run as it would be by who trusts nobody. Needs docker.
+image-test: $(VENV)/.$(RUNTIME)-dev sbom
+	$(BIN)/python -m pytest tests/deployment/test_images.py
+
+# What is in each image, as CycloneDX has it, in build/sbom/.
+sbom: $(SBOM)/venv/.done
+	@for name in serving client training; do $(SBOM)/venv/bin/python -m deploy.sbom \
+	  digits-$$name:$(IMAGE_TAG) $(SBOM)/$$name.cdx.json || exit; done
 
 lint: $(VENV)/.$(RUNTIME)-dev
 	$(BIN)/ruff check
@@ -86,7 +98,8 @@ proto: $(VENV)/.$(RUNTIME)-dev
 
 constraints: $(VENV)/.$(RUNTIME)-dev
 	{ echo '# Every exact version that was tested together; `make constraints` writes it anew.'; \
-	  $(PIP) freeze --exclude-editable | sed 's/+cpu$$//'; } >constraints.txt
+	  $(PIP) freeze --exclude-editable | sed 's/+cpu$$//; s/^onnxruntime\(==.*\)/&\nonnxruntime-gpu\1/'; } \
+	  >constraints.txt
 
 clean:
 	rm -rf $(VENV) $(INTEROP) $(DEPLOY) $(TORCHSERVE) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
@@ -128,4 +141,11 @@ $(TORCHSERVE)/.done: deploy/torchserve/requirements.txt
 	@$(PYTHON) -m venv $(@D)
 	$(if $(TORCH_INDEX_URL),@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --index-url $(TORCH_INDEX_URL) torch==2.13.0)
 	@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
+	@touch $@
+
+$(SBOM)/venv/.done: deploy/requirements-sbom.txt
+	@echo "installing cyclonedx-bom into $(@D) ..."
+	@rm -rf $(@D)
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --requirement $<
 	@touch $@

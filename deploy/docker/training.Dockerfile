@@ -64,8 +64,11 @@ ENV PATH=/opt/digits/bin:$PATH \
 FROM run AS training
 COPY --from=dependencies /opt/digits /opt/digits
 COPY --from=code /code/opt/digits /opt/digits
+# `python -m deploy.train`: all models of the demonstrations, as docker compose trains them.
+COPY deploy/__init__.py deploy/train*.py /opt/digits/demonstration/deploy/
 # MNIST is kept in /cache/digits.
 ENV MPLCONFIGDIR=/tmp/matplotlib \
+    PYTHONPATH=/opt/digits/demonstration \
     XDG_CACHE_HOME=/cache
 USER 10001:10001
 ENTRYPOINT ["python", "-m", "training", "--model-repository", "/models"]
