@@ -11,6 +11,7 @@ FROM ${WHEELS_IMAGE} AS wheels
 
 FROM ${PYTHON_IMAGE} AS build
 ARG TORCH_INDEX_URL=
+WORKDIR /source
 COPY deploy/torchserve/requirements.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,from=wheels,target=/wheels \
