@@ -17,7 +17,7 @@ INTEROP := .venv-interop
 DEPLOY := .venv-deploy
 
 # TorchServe's environment; also needs Java 17 (Debian: openjdk-17-jre-headless).
-TORCHSERVE := .venv-torchserve
+TORCHSERVE_VENV := .venv-torchserve
 # What is packed: all models of the repository, or these, with commas between.
 MODELS ?=
 MODEL_REPOSITORY ?= models
@@ -31,7 +31,7 @@ export IMAGE_TAG ?= $(VERSION)
 SBOM := build/sbom
 IMAGE_ARGUMENTS = --build-arg VERSION=$(VERSION) --build-arg REVISION=$(shell git rev-parse HEAD)
 
-.PHONY: demo observe test interop images image-test sbom deploy-lint torchserve torchserve-archive parity lint format proto constraints clean
+.PHONY: demo observe test interop images image-test sbom deploy-lint torchserve torchserve-archive parity torchserve-image lint format proto constraints clean
 
 demo: $(VENV)/.$(RUNTIME)
 	@$(BIN)/python -m deploy.demo $(if $(ONCE),--once)
@@ -48,15 +48,15 @@ interop: $(VENV)/.$(RUNTIME)-dev $(CLIENTS:%=$(INTEROP)/%/.done)
 	$(BIN)/python -m pytest $(CLIENTS:%=tests/interop/test_%.py)
 
 # The published models in TorchServe, which is archived upstream: for those who have it.
-torchserve-archive: $(TORCHSERVE)/.done
-	$(TORCHSERVE)/bin/python -m deploy.torchserve.archive $(TORCHSERVE_ARGUMENTS)
+torchserve-archive: $(TORCHSERVE_VENV)/.done
+	$(TORCHSERVE_VENV)/bin/python -m deploy.torchserve.archive $(TORCHSERVE_ARGUMENTS)
 
-torchserve: $(TORCHSERVE)/.done
-	exec $(TORCHSERVE)/bin/python -m deploy.torchserve $(TORCHSERVE_ARGUMENTS)
+torchserve: $(TORCHSERVE_VENV)/.done
+	exec $(TORCHSERVE_VENV)/bin/python -m deploy.torchserve $(TORCHSERVE_ARGUMENTS)
 
 # All runtimes answer the same images; uses the models that `make demo` published.
-parity: $(VENV)/.$(RUNTIME) $(TORCHSERVE)/.done
-	$(BIN)/python -m benchmarks.parity --model-repository $(MODEL_REPOSITORY) --torchserve $(TORCHSERVE)
+parity: $(VENV)/.$(RUNTIME) $(TORCHSERVE_VENV)/.done
+	$(BIN)/python -m benchmarks.parity --model-repository $(MODEL_REPOSITORY) --torchserve $(TORCHSERVE_VENV)
 
 images:
 	$(BUILD_IMAGE) digits-serving:$(VERSION)$(if $(filter gpu,$(RUNTIME)),-gpu) . --file deploy/docker/serving.Dockerfile \
@@ -64,6 +64,12 @@ images:
 	$(BUILD_IMAGE) digits-client:$(VERSION) . --file deploy/docker/serving.Dockerfile \
 	  --target client $(IMAGE_ARGUMENTS)
 	$(BUILD_IMAGE) digits-training:$(VERSION) . --file deploy/docker/training.Dockerfile \
+	  --build-arg TORCH_INDEX_URL=$(TORCH_INDEX_URL) $(IMAGE_ARGUMENTS)
+	$(if $(TORCHSERVE),$(MAKE) --no-print-directory torchserve-image)
+
+# Large, and for those who want the second runtime: `make images TORCHSERVE=1` builds it, too.
+torchserve-image:
+	$(BUILD_IMAGE) digits-torchserve:$(VERSION) . --file deploy/docker/torchserve.Dockerfile \
 	  --build-arg TORCH_INDEX_URL=$(TORCH_INDEX_URL) $(IMAGE_ARGUMENTS)
 
 # Needs the package index for the tools, and kubectl and rclone on the PATH.
@@ -102,7 +108,7 @@ constraints: $(VENV)/.$(RUNTIME)-dev
 	  >constraints.txt
 
 clean:
-	rm -rf $(VENV) $(INTEROP) $(DEPLOY) $(TORCHSERVE) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(INTEROP) $(DEPLOY) $(TORCHSERVE_VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -135,7 +141,7 @@ $(DEPLOY)/.done: tests/deployment/requirements-lint.txt
 	@$(DEPLOY)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --requirement $<
 	@touch $@
 
-$(TORCHSERVE)/.done: deploy/torchserve/requirements.txt
+$(TORCHSERVE_VENV)/.done: deploy/torchserve/requirements.txt
 	@echo "installing TorchServe into $(@D) ..."
 	@rm -rf $(@D)
 	@$(PYTHON) -m venv $(@D)

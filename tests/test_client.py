@@ -12,7 +12,15 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-from conftest import Digits, Running, publish_classifier, running_server
+from conftest import (
+    Digits,
+    Running,
+    publish_classifier,
+    publish_times,
+    running_server,
+    times_request,
+    under_load,
+)
 from PIL import Image
 
 from serving.client import Client, Drift, Interval, ModelQuality, RequestFailed, main
@@ -125,6 +133,21 @@ def test_with_retry_a_restart_is_a_slow_answer(rows: int, digits: Digits, tmp_pa
                 if restart == 2:
                     over.set()
                     assert [call.result() for call in calls] == [None, None]
+
+
+def test_connections_that_have_to_be_renewed_lose_no_request(tmp_path: Path) -> None:
+    publish_times(tmp_path)
+    with running_server(tmp_path, max_connection_age=0.1) as running:
+        states: list[grpc.ChannelConnectivity] = []
+        running.channel.subscribe(heard := states.append)
+        with under_load(running.address) as load:
+            end = time.monotonic() + 20
+            while states.count(grpc.ChannelConnectivity.READY) < 4 and time.monotonic() < end:
+                running.stub.ModelInfer(times_request(1.0))
+        running.channel.unsubscribe(heard)
+    assert states.count(grpc.ChannelConnectivity.READY) >= 4
+    assert load.answers > 20
+    assert load.faults == []
 
 
 def save_png(path: Path, digits: Digits, index: int) -> str:

@@ -70,7 +70,7 @@ def _rows(
             facts = version.manifest.dataset
             same = facts is not None and facts.checksum == dataset.checksum
             everyone = [*contestants, *served]
-            yield from measure(version, everyone, dataset.valid, same, arguments.rounds)
+            yield from measure(version, everyone, dataset.valid, same, arguments.requests)
 
 
 def _write(rows: Sequence[Row], dataset: Dataset, arguments: argparse.Namespace) -> None:
@@ -108,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "directory of its environment; where there is none, it is left out"
     parser.add_argument("--torchserve", type=Path, default=Path(".venv-torchserve"), help=text)
     text = "single images that each runtime is timed with [%(default)s]"
-    parser.add_argument("--rounds", type=int, default=100, help=text)
+    parser.add_argument("--requests", type=int, default=100, help=text)
     parser.add_argument("--output", type=Path, default=RESULTS)
     return parser
 
