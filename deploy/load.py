@@ -139,7 +139,7 @@ class _Load:
 
     def work(self, address: str) -> None:
         """One client: asks and tells until nothing is left."""
-        with Client(address) as client:
+        with Client(address, load_balancing=_balancing(address)) as client:
             client.ready()  # connects: the first request's time is to be a request's only
             while batch := self._next():
                 self._send(client, batch)
@@ -194,6 +194,11 @@ class _Load:
     def _count_failure(self) -> None:
         with self._lock:
             self.tally.unanswered += 1
+
+
+def _balancing(address: str) -> str:
+    """A name may be that of several replicas, each of which is to be asked."""
+    return "round_robin" if address.startswith("dns:") else "pick_first"
 
 
 def _count_answer(tally: Tally, answer: Classification) -> None:

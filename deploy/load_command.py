@@ -135,7 +135,8 @@ def _amount(text: str) -> float:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m deploy.load", description=__doc__)
     add = parser.add_argument
-    add("--address", default=ADDRESS, help="host:port, or dns:///host:port [%(default)s]")
+    text = "host:port; dns:///name:port asks all replicas in turn [%(default)s]"
+    add("--address", default=ADDRESS, help=text)
     add("--model", required=True, help="its name")
     images = parser.add_mutually_exclusive_group(required=True)
     text = "send these images; the version's manifest.json lies beside them"

@@ -38,7 +38,10 @@ RUN groupadd --gid 10001 digits \
     && useradd --uid 10001 --gid digits --no-create-home --home-dir /nonexistent digits \
     && install --directory --owner=digits --group=digits /models /cache
 COPY --from=build /opt/digits /opt/digits
+# `python -m deploy.train`, all models of the demonstrations, as docker compose trains them.
+COPY deploy/train.py /opt/digits/demonstration/deploy/
 ENV PATH=/opt/digits/bin:$PATH \
+    PYTHONPATH=/opt/digits/demonstration \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     HOME=/tmp \
