@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from model_repository import read_manifest, versions
+from model_repository import faults, read_manifest, versions
 
 STANDARD = ("pixel_similarity", "linear", "mlp", "mlp_deep", "resnet18")
 TEN_DIGITS = ("mlp_deep", "resnet18")
@@ -20,19 +20,23 @@ SLOW = "resnet18"
 def main(argv: Sequence[str] | None = None) -> int:
     """The training command's exit status: the first that is not 0."""
     arguments, rest = _parser().parse_known_args(argv)
-    # Not at the top: torch takes seconds.
+    common = ["--model-repository", str(arguments.model_repository), "--skip-existing", *rest]
+    return next(filter(None, (_train([*each, *common]) for each in _calls(arguments))), 0)
+
+
+def _train(command: list[str]) -> int:
+    # Not at the top: torch takes seconds, and often there is nothing to train.
     from training.__main__ import main as train
 
-    repository: Path = arguments.model_repository
-    common = ["--model-repository", str(repository), "--skip-existing", *rest]
-    return next(filter(None, (train([*each, *common]) for each in _calls(arguments))), 0)
+    return train(command)
 
 
 def _calls(arguments: argparse.Namespace) -> Iterator[list[str]]:
     """What each call is to train. Asked for one by one: the last depends on what the others did."""
-    if arguments.models:
-        yield ["--models", ",".join(arguments.models), "--classes", "3,7"]
-    for model in sorted(arguments.ten_digits, key=lambda name: name == SLOW):
+    if models := list(_missing(arguments, arguments.models, "")):
+        yield ["--models", ",".join(models), "--classes", "3,7"]
+    ten_digits = sorted(arguments.ten_digits, key=lambda name: name == SLOW)
+    for model in _missing(arguments, ten_digits, "_0_9"):
         # One epoch over MNIST's 60,000 images is enough of a demonstration for a network that takes
         # a minute for it; the few bundled digits need the recipe's.
         quick = model == SLOW and _on_mnist(arguments)
@@ -40,11 +44,22 @@ def _calls(arguments: argparse.Namespace) -> Iterator[list[str]]:
         yield ["--models", model, "--classes", "0-9", *epochs]
 
 
+def _missing(arguments: argparse.Namespace, models: Sequence[str], suffix: str) -> Iterator[str]:
+    """Those to train; of what is there, the training command says which it would make again."""
+    for model in models:
+        directory = arguments.model_repository / f"{model}{suffix}"
+        numbers = versions(directory) if arguments.keep == "good" else []
+        if numbers and not faults(latest := directory / str(numbers[-1])):
+            print(f"kept {latest}")
+        else:
+            yield model
+
+
 def _on_mnist(arguments: argparse.Namespace) -> bool:
     """Whether the other models were trained on it; where there is none, nobody knows."""
     ten_digits = (f"{model}_0_9" for model in arguments.ten_digits if model != SLOW)
-    others = (*arguments.models, *ten_digits)
-    for directory in (arguments.model_repository / name for name in others):
+    for name in (*arguments.models, *ten_digits):
+        directory = arguments.model_repository / name
         if numbers := versions(directory):
             dataset = read_manifest(directory / str(numbers[-1])).dataset
             return dataset is not None and dataset.name == "mnist"
@@ -68,6 +83,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--models", type=_names, default=",".join(STANDARD), metavar="NAMES", help=text)
     text = "the same for all ten digits [%(default)s]"
     add("--ten-digits", type=_names, default=",".join(TEN_DIGITS), metavar="NAMES", help=text)
+    text = "alike: a model is kept if this would make it again; good: if it is whole [%(default)s]"
+    add("--keep", choices=("alike", "good"), default="alike", help=text)
     return parser
 
 
