@@ -17,9 +17,12 @@ INTEROP := .venv-interop
 # How an image is built: TAG CONTEXT OPTION... are added to this.
 BUILD_IMAGE ?= docker build --tag
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+# Of the images that are tested and looked into.
+export IMAGE_TAG ?= $(VERSION)
+SBOM := build/sbom
 IMAGE_ARGUMENTS = --build-arg VERSION=$(VERSION) --build-arg REVISION=$(shell git rev-parse HEAD)
 
-.PHONY: demo observe test interop images lint format proto constraints clean
+.PHONY: demo observe test interop images image-test sbom lint format proto constraints clean
 
 demo: $(VENV)/.$(RUNTIME)
 	@$(BIN)/python -m deploy.demo $(if $(ONCE),--once)
@@ -42,6 +45,15 @@ images:
 	  --target client $(IMAGE_ARGUMENTS)
 	$(BUILD_IMAGE) digits-training:$(VERSION) . --file deploy/docker/training.Dockerfile \
 	  --build-arg TORCH_INDEX_URL=$(TORCH_INDEX_URL) $(IMAGE_ARGUMENTS)
+
+# What `make images` made, run as it would be by who trusts nobody. Needs docker.
+image-test: $(VENV)/.$(RUNTIME)-dev sbom
+	$(BIN)/python -m pytest tests/deployment/test_images.py
+
+# What is in each image, as CycloneDX has it, in build/sbom/.
+sbom: $(SBOM)/venv/.done
+	@for name in serving client training; do $(SBOM)/venv/bin/python -m deploy.sbom \
+	  digits-$$name:$(IMAGE_TAG) $(SBOM)/$$name.cdx.json || exit; done
 
 lint: $(VENV)/.$(RUNTIME)-dev
 	$(BIN)/ruff check
@@ -86,6 +98,13 @@ $(VENV)/.$(RUNTIME)-dev: $(VENV)/.$(RUNTIME)
 
 $(INTEROP)/%/.done: tests/interop/requirements-%.txt
 	@echo "installing $* into $(@D) ..."
+	@rm -rf $(@D)
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --requirement $<
+	@touch $@
+
+$(SBOM)/venv/.done: deploy/requirements-sbom.txt
+	@echo "installing cyclonedx-bom into $(@D) ..."
 	@rm -rf $(@D)
 	@$(PYTHON) -m venv $(@D)
 	@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --requirement $<
