@@ -22,7 +22,7 @@ export IMAGE_TAG ?= $(VERSION)
 SBOM := build/sbom
 IMAGE_ARGUMENTS = --build-arg VERSION=$(VERSION) --build-arg REVISION=$(shell git rev-parse HEAD)
 
-.PHONY: demo observe test interop images image-test sbom lint format proto constraints clean
+.PHONY: demo observe test interop images compose-test image-test sbom lint format proto constraints clean
 
 demo: $(VENV)/.$(RUNTIME)
 	@$(BIN)/python -m deploy.demo $(if $(ONCE),--once)
@@ -54,6 +54,11 @@ image-test: $(VENV)/.$(RUNTIME)-dev sbom
 sbom: $(SBOM)/venv/.done
 	@for name in serving client training; do $(SBOM)/venv/bin/python -m deploy.sbom \
 	  digits-$$name:$(IMAGE_TAG) $(SBOM)/$$name.cdx.json || exit; done
+
+# The compose stack with those images. Needs Docker with Compose v2; MNIST_DIR, where it is set, is
+# what it is trained on.
+compose-test: $(VENV)/.$(RUNTIME)-dev
+	$(BIN)/python -m pytest --capture=no tests/deployment/test_compose.py
 
 lint: $(VENV)/.$(RUNTIME)-dev
 	$(BIN)/ruff check
