@@ -13,6 +13,15 @@ INSTALL := $(PIP) install --quiet --constraint constraints.txt
 # Clients of other servers that must work with ours, each in its own environment.
 CLIENTS ?= tritonclient kserve reflection perf_analyzer
 INTEROP := .venv-interop
+# What checks Dockerfiles, manifests and the compose file.
+DEPLOY := .venv-deploy
+
+# TorchServe's environment; also needs Java 17 (Debian: openjdk-17-jre-headless).
+TORCHSERVE := .venv-torchserve
+# What is packed: all models of the repository, or these, with commas between.
+MODELS ?=
+MODEL_REPOSITORY ?= models
+TORCHSERVE_ARGUMENTS = --model-repository $(MODEL_REPOSITORY) $(if $(MODELS),--models $(MODELS))
 
 # How an image is built: TAG CONTEXT OPTION... are added to this.
 BUILD_IMAGE ?= docker build --tag
@@ -22,7 +31,8 @@ export IMAGE_TAG ?= $(VERSION)
 SBOM := build/sbom
 IMAGE_ARGUMENTS = --build-arg VERSION=$(VERSION) --build-arg REVISION=$(shell git rev-parse HEAD)
 
-.PHONY: demo observe test interop images compose-test image-test sbom lint format proto constraints clean
+.PHONY: demo observe test interop images image-test sbom compose-test deploy-lint torchserve \
+  torchserve-archive parity lint format proto constraints clean
 
 demo: $(VENV)/.$(RUNTIME)
 	@$(BIN)/python -m deploy.demo $(if $(ONCE),--once)
@@ -37,6 +47,17 @@ test: $(VENV)/.$(RUNTIME)-dev
 # Needs the package index for the clients; `make interop CLIENTS=reflection` for one of them.
 interop: $(VENV)/.$(RUNTIME)-dev $(CLIENTS:%=$(INTEROP)/%/.done)
 	$(BIN)/python -m pytest $(CLIENTS:%=tests/interop/test_%.py)
+
+# The published models in TorchServe, which is archived upstream: for those who have it.
+torchserve-archive: $(TORCHSERVE)/.done
+	$(TORCHSERVE)/bin/python -m deploy.torchserve.archive $(TORCHSERVE_ARGUMENTS)
+
+torchserve: $(TORCHSERVE)/.done
+	exec $(TORCHSERVE)/bin/python -m deploy.torchserve $(TORCHSERVE_ARGUMENTS)
+
+# All runtimes answer the same images; uses the models that `make demo` published.
+parity: $(VENV)/.$(RUNTIME) $(TORCHSERVE)/.done
+	$(BIN)/python -m benchmarks.parity --model-repository $(MODEL_REPOSITORY) --torchserve $(TORCHSERVE)
 
 images:
 	$(BUILD_IMAGE) digits-serving:$(VERSION) . --file deploy/docker/serving.Dockerfile \
@@ -60,6 +81,10 @@ sbom: $(SBOM)/venv/.done
 compose-test: $(VENV)/.$(RUNTIME)-dev
 	$(BIN)/python -m pytest --capture=no tests/deployment/test_compose.py
 
+# Needs the package index for the tools, and kubectl and rclone on the PATH.
+deploy-lint: $(VENV)/.$(RUNTIME)-dev $(DEPLOY)/.done
+	$(BIN)/python -m pytest tests/deployment/test_manifests.py tests/deployment/test_object_store.py
+
 lint: $(VENV)/.$(RUNTIME)-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -82,7 +107,7 @@ constraints: $(VENV)/.$(RUNTIME)-dev
 	  $(PIP) freeze --exclude-editable | sed 's/+cpu$$//'; } >constraints.txt
 
 clean:
-	rm -rf $(VENV) $(INTEROP) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(INTEROP) $(DEPLOY) $(TORCHSERVE) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -113,4 +138,19 @@ $(SBOM)/venv/.done: deploy/requirements-sbom.txt
 	@rm -rf $(@D)
 	@$(PYTHON) -m venv $(@D)
 	@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --requirement $<
+	@touch $@
+
+$(DEPLOY)/.done: tests/deployment/requirements-lint.txt
+	@echo "installing what checks deployments into $(DEPLOY) ..."
+	@rm -rf $(DEPLOY)
+	@$(PYTHON) -m venv $(DEPLOY)
+	@$(DEPLOY)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --requirement $<
+	@touch $@
+
+$(TORCHSERVE)/.done: deploy/torchserve/requirements.txt
+	@echo "installing TorchServe into $(@D) ..."
+	@rm -rf $(@D)
+	@$(PYTHON) -m venv $(@D)
+	$(if $(TORCH_INDEX_URL),@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --index-url $(TORCH_INDEX_URL) torch==2.13.0)
+	@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
 	@touch $@
