@@ -31,7 +31,7 @@ export IMAGE_TAG ?= $(VERSION)
 SBOM := build/sbom
 IMAGE_ARGUMENTS = --build-arg VERSION=$(VERSION) --build-arg REVISION=$(shell git rev-parse HEAD)
 
-.PHONY: demo observe test interop images image-test sbom deploy-lint torchserve torchserve-archive parity torchserve-image lint format proto constraints clean
+.PHONY: demo observe test interop images image-test sbom deploy-lint torchserve torchserve-archive parity torchserve-image compose-test lint format proto constraints clean
 
 demo: $(VENV)/.$(RUNTIME)
 	@$(BIN)/python -m deploy.demo $(if $(ONCE),--once)
@@ -71,6 +71,20 @@ images:
 torchserve-image:
 	$(BUILD_IMAGE) digits-torchserve:$(VERSION) . --file deploy/docker/torchserve.Dockerfile \
 	  --build-arg TORCH_INDEX_URL=$(TORCH_INDEX_URL) $(IMAGE_ARGUMENTS)
+
+# What `make images` made, run as it would be by who trusts nobody. Needs docker.
+image-test: $(VENV)/.$(RUNTIME)-dev sbom
+	$(BIN)/python -m pytest tests/deployment/test_images.py
+
+# What is in each image, as CycloneDX has it, in build/sbom/.
+sbom: $(SBOM)/venv/.done
+	@for name in serving client training; do $(SBOM)/venv/bin/python -m deploy.sbom \
+	  digits-$$name:$(IMAGE_TAG) $(SBOM)/$$name.cdx.json || exit; done
+
+# The compose stack with those images. Needs Docker with Compose v2; MNIST_DIR, where it is set, is
+# what it is trained on.
+compose-test: $(VENV)/.$(RUNTIME)-dev
+	$(BIN)/python -m pytest --capture=no tests/deployment/test_compose.py
 
 # Needs the package index for the tools, and kubectl and rclone on the PATH.
 deploy-lint: $(VENV)/.$(RUNTIME)-dev $(DEPLOY)/.done
@@ -129,6 +143,13 @@ $(VENV)/.$(RUNTIME)-dev: $(VENV)/.$(RUNTIME)
 
 $(INTEROP)/%/.done: tests/interop/requirements-%.txt
 	@echo "installing $* into $(@D) ..."
+	@rm -rf $(@D)
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --requirement $<
+	@touch $@
+
+$(SBOM)/venv/.done: deploy/requirements-sbom.txt
+	@echo "installing cyclonedx-bom into $(@D) ..."
 	@rm -rf $(@D)
 	@$(PYTHON) -m venv $(@D)
 	@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --requirement $<

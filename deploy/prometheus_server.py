@@ -168,12 +168,17 @@ def _configure(directory: Path, targets: Sequence[str], interval: str) -> None:
     for file in CONFIGURATION.glob("*.yml"):
         shutil.copy(file, directory)
     (directory / "targets.json").write_text(json.dumps([{"targets": list(targets)}]))
-    path = directory / "prometheus.yml"
+    (directory / "prometheus.yml").write_text(configuration(interval))
+
+
+def configuration(interval: str) -> str:
+    """The committed prometheus.yml, with another interval of scrapes and of evaluations."""
+    path = CONFIGURATION / "prometheus.yml"
     pattern = r"(?m)^(  (?:scrape|evaluation)_interval): .*$"
     text, replaced = re.subn(pattern, rf"\1: {interval}", path.read_text())
     if replaced != 2:
-        raise PrometheusError(f"{CONFIGURATION / path.name}: expected two intervals to replace")
-    path.write_text(text)
+        raise PrometheusError(f"{path}: expected two intervals to replace")
+    return text
 
 
 def is_free(port: int) -> bool:
