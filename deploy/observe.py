@@ -102,6 +102,8 @@ def _observe(arguments: argparse.Namespace, console: Console) -> int:
         console.print(f"asking {MODEL} for {arguments.seconds:g} s, one label in 10 sent wrong ...")
         source = _for_seconds(arguments.seconds, images, labels)
         tally = load.run(grpc_address(), MODEL, source, CLIENTS)
+        if tally.lost:
+            raise RuntimeError(f"{tally.lost} requests were not answered")
         server_of_metrics.wait_for_scrape()
         rows = compare(server_of_metrics, tally)
         _show(rows, console)

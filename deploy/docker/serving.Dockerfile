@@ -57,7 +57,7 @@ FROM run AS client
 LABEL org.opencontainers.image.title="digits-client" \
       org.opencontainers.image.description="Sends images to a digits server, and their true labels"
 COPY --from=build-client /opt/digits /opt/digits
-COPY deploy/load.py /opt/digits/load/deploy/load.py
+COPY deploy/load.py deploy/load_command.py /opt/digits/load/deploy/
 ENV PYTHONPATH=/opt/digits/load
 ENTRYPOINT ["python", "-m"]
 CMD ["deploy.load", "--help"]
