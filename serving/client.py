@@ -11,23 +11,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from types import TracebackType
-from typing import TypeVar, cast
+from typing import cast
 
 import grpc
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from serving.client_channel import V2_SERVICE, Question, Reply, V2Stub, open_channel
 from serving.pb import digits_pb2, digits_pb2_grpc
 from serving.pb import inference_pb2 as pb
-from serving.pb import inference_pb2_grpc as pb_grpc
 
 ADDRESS = "localhost:8001"
 TIMEOUT = 10.0
 # Labels in one request; the server takes ten times as many.
 FEEDBACK_PER_REQUEST = 1000
 
-Question = TypeVar("Question")
-Reply = TypeVar("Reply")
+# While a version spreads, one of several replicas may not have what another answered with.
+_REPLICAS_ASKED = 10
+# Of a server that is away, or too busy to say; of one that does not have the model.
+_NOT_READY = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.NOT_FOUND,
+)
+# A tensor's datatype → how its raw contents are read, and where its typed ones are.
+_DATATYPES = {"FP32": ("<f4", "fp32_contents"), "INT64": ("<i8", "int64_contents")}
 
 
 class RequestFailed(Exception):
@@ -108,17 +116,36 @@ class ModelQuality:
 
 
 class Client:
-    """A connection to one server. Safe to share between threads; close it, or use it in `with`."""
+    """A connection to one server, or to all replicas of one.
 
-    def __init__(self, address: str = ADDRESS) -> None:
-        options = [
-            ("grpc.max_receive_message_length", -1),
-            ("grpc.max_send_message_length", -1),
-            # A connection of its own: all of a process's would else go to one of several workers.
-            ("grpc.use_local_subchannel_pool", 1),
-        ]
-        self._channel = grpc.insecure_channel(address, options)
-        self._stub = pb_grpc.GRPCInferenceServiceStub(self._channel)
+    Safe to share between threads; close it, or use it in `with`.
+    """
+
+    def __init__(
+        self,
+        address: str = ADDRESS,
+        *,
+        service: str = V2_SERVICE,
+        load_balancing: str = "pick_first",
+        retry: bool = False,
+    ) -> None:
+        """Connects when first asked.
+
+        `address` is gRPC's: HOST:PORT, `dns:///NAME:PORT` or `ipv4:HOST:PORT,HOST:PORT`.
+        `service` is the full name of V2's service there. To another than V2's own, such as
+        `client_channel.TORCHSERVE_SERVICE`, tensors are sent typed: raw ones are an extension,
+        which TorchServe ignores. Feedback and quality are known to this server only.
+        `load_balancing` is a policy of gRPC's: "pick_first" stays with one address of a name;
+        "round_robin" sends each request to the next, and so to all replicas that a headless
+        service of Kubernetes names. The name is looked up again when a connection ends.
+        With `retry`, calls wait for a server that is away, and are repeated where it went away
+        or says that it is UNAVAILABLE, all within their timeout: its restart is a slow answer
+        then. Not so `ready`, which tells how it is now.
+        """
+        self._raw = service == V2_SERVICE
+        self._replicas = 1 if load_balancing == "pick_first" else _REPLICAS_ASKED
+        self._channel = open_channel(address, service, load_balancing, retry)
+        self._stub = V2Stub(self._channel, service)
         self._digits = digits_pb2_grpc.DigitsStub(self._channel)
         self._classes: dict[tuple[str, str], tuple[str, ...]] = {}
 
@@ -137,13 +164,20 @@ class Client:
         """Close the connection."""
         self._channel.close()
 
-    def ready(self, timeout: float = TIMEOUT) -> bool:
-        """Whether the server has loaded its models; one that is not there is not ready."""
+    def ready(self, timeout: float = TIMEOUT, *, model: str = "") -> bool:
+        """Whether the server has loaded its models, or this one; none there is not ready.
+
+        TorchServe says that it is ready before its models are: name one there.
+        """
         try:
             deadline = time.monotonic() + timeout
+            if model:
+                return _call(
+                    self._stub.ModelReady, pb.ModelReadyRequest(name=model), deadline
+                ).ready
             return _call(self._stub.ServerReady, pb.ServerReadyRequest(), deadline).ready
         except RequestFailed as error:
-            if error.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+            if error.code in _NOT_READY:
                 return False
             raise
 
@@ -212,11 +246,13 @@ class Client:
     def _infer(
         self, images: NDArray[np.uint8], model: str, version: str, deadline: float
     ) -> pb.ModelInferResponse:
-        request = pb.ModelInferRequest(
-            model_name=model, model_version=version, raw_input_contents=[images.tobytes()]
-        )
-        request.inputs.add(name="images", datatype="UINT8", shape=images.shape)
-        return _call(self._stub.ModelInfer, request, deadline)
+        request = pb.ModelInferRequest(model_name=model, model_version=version)
+        tensor = request.inputs.add(name="images", datatype="UINT8", shape=images.shape)
+        if self._raw:
+            request.raw_input_contents.append(images.tobytes())
+        else:
+            tensor.contents.uint_contents.extend(images.ravel().tolist())
+        return self._call_model(self._stub.ModelInfer, request, deadline)
 
     def _class_names(
         self, model: str, version: str, count: int, deadline: float
@@ -225,9 +261,24 @@ class Client:
         key = (model, version)
         if key not in self._classes:
             request = pb.ModelMetadataRequest(name=model, version=version)
-            labels = tuple(_call(self._stub.ModelMetadata, request, deadline).labels)
+            labels = tuple(self._call_model(self._stub.ModelMetadata, request, deadline).labels)
             self._classes[key] = labels or tuple(map(str, range(count)))
         return self._classes[key]
+
+    def _call_model(
+        self,
+        method: grpc.UnaryUnaryMultiCallable[Question, Reply],
+        request: Question,
+        deadline: float,
+    ) -> Reply:
+        """The next replicas are asked, too, where one does not have the model or the version."""
+        for _ in range(self._replicas - 1):
+            try:
+                return _call(method, request, deadline)
+            except RequestFailed as error:
+                if error.code != grpc.StatusCode.NOT_FOUND:
+                    raise
+        return _call(method, request, deadline)
 
 
 def _call(
@@ -252,11 +303,23 @@ def _images(images: ArrayLike) -> NDArray[np.uint8]:
 
 
 def _outputs(answer: pb.ModelInferResponse) -> dict[str, NDArray[np.generic]]:
-    dtypes = {"FP32": "<f4", "INT64": "<i8"}
+    """The output tensors by name; a server may answer with raw or with typed contents."""
+    raw = answer.raw_output_contents or [None] * len(answer.outputs)
     return {
-        output.name: np.frombuffer(raw, dtypes[output.datatype]).reshape(tuple(output.shape))
-        for output, raw in zip(answer.outputs, answer.raw_output_contents, strict=True)
+        output.name: _tensor(output, content)
+        for output, content in zip(answer.outputs, raw, strict=True)
     }
+
+
+def _tensor(
+    output: pb.ModelInferResponse.InferOutputTensor, raw: bytes | None
+) -> NDArray[np.generic]:
+    dtype, typed = _DATATYPES[output.datatype]
+    if raw is None:
+        flat = np.array(getattr(output.contents, typed), dtype)
+    else:
+        flat = np.frombuffer(raw, dtype)
+    return flat.reshape(tuple(output.shape))
 
 
 def _prediction_ids(answer: pb.ModelInferResponse) -> list[str]:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import socket
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -12,6 +16,7 @@ from conftest import Digits, Running, publish_classifier, running_server
 from PIL import Image
 
 from serving.client import Client, Drift, Interval, ModelQuality, RequestFailed, main
+from serving.client_channel import TORCHSERVE_SERVICE
 from serving.client_commands import described
 
 
@@ -47,6 +52,79 @@ def test_a_refusal_carries_the_servers_status_and_words(running: Running, digits
         client.classify(digits.images[:1], "resnet")
     assert caught.value.code == grpc.StatusCode.NOT_FOUND
     assert str(caught.value) == "NOT_FOUND: model 'resnet' is unknown"
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        return int(closed.getsockname()[1])
+
+
+def test_readiness_is_that_of_the_server_or_of_one_model(running: Running) -> None:
+    with Client(running.address) as client:
+        assert client.ready()
+        assert client.ready(model="classifier")
+        assert not client.ready(model="nobody")
+    with Client(f"127.0.0.1:{free_port()}", retry=True) as client:
+        start = time.monotonic()
+        assert not client.ready(timeout=20)
+        assert time.monotonic() - start < 10  # it did not wait for one to come
+
+
+def test_the_service_is_called_by_the_name_it_is_given(running: Running, digits: Digits) -> None:
+    client = Client(running.address, service=TORCHSERVE_SERVICE)
+    with client, pytest.raises(RequestFailed) as caught:
+        client.classify(digits.images[:1], "classifier")
+    assert caught.value.code == grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_a_name_with_several_addresses_is_asked_in_turns(digits: Digits, tmp_path: Path) -> None:
+    for name, published in (("a", 1), ("b", 2)):  # the version tells which of them answered
+        for _ in range(published):
+            publish_classifier(tmp_path / name, digits)
+    with running_server(tmp_path / "a") as one, running_server(tmp_path / "b") as other:
+        ports = [running.address.rpartition(":")[2] for running in (one, other)]
+        address = "ipv4:" + ",".join(f"127.0.0.1:{port}" for port in ports)
+        with Client(address, load_balancing="round_robin") as client:
+
+            def versions(requests: int) -> Counter[str]:
+                image = digits.images[0]
+                answers = (client.classify(image, "classifier") for _ in range(requests))
+                return Counter(answer.version for answer in answers)
+
+            end = time.monotonic() + 10
+            while len(versions(2)) < 2 and time.monotonic() < end:
+                pass  # until both are connected
+            assert versions(10) == {"1": 5, "2": 5}
+        with Client(address) as client:
+            assert versions(10) == {"1": 10}
+
+
+@pytest.mark.parametrize("rows", [1, 500])  # gRPC by itself repeats none beyond 256 KiB
+def test_with_retry_a_restart_is_a_slow_answer(rows: int, digits: Digits, tmp_path: Path) -> None:
+    publish_classifier(tmp_path, digits)
+    port = free_port()
+    images = np.resize(digits.images, (rows, 28, 28))
+    answers, over = Counter[int](), threading.Event()
+
+    def ask(caller: int) -> None:
+        with Client(f"127.0.0.1:{port}", retry=True) as client:
+            while not over.is_set():
+                client.classify(images, "classifier", timeout=30, rows_per_request=rows)
+                answers[caller] += 1
+
+    with ThreadPoolExecutor(2) as pool:
+        calls = [pool.submit(ask, caller) for caller in range(2)]
+        for restart in range(3):
+            with running_server(tmp_path, grpc_port=port, max_batch_size=512):
+                wanted = {caller: answers[caller] + 3 for caller in range(2)}
+                end = time.monotonic() + 20
+                while any(answers[each] < wanted[each] for each in wanted):
+                    assert time.monotonic() < end
+                    assert not any(call.done() for call in calls)
+                    time.sleep(0.01)
+                if restart == 2:
+                    over.set()
+                    assert [call.result() for call in calls] == [None, None]
 
 
 def save_png(path: Path, digits: Digits, index: int) -> str:
