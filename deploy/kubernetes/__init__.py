@@ -1,0 +1,1 @@
+"""Kubernetes manifests, and the one of them that is made of what other deployments read too."""
