@@ -54,6 +54,7 @@ class Manner:
     rate: float = 0.0  # requests a second of all clients together; 0: as fast as they are answered
     feedback: bool = True  # tell the labels
     retry: float = RETRY  # seconds for which a request is tried again before it is lost
+    load_balancing: str = "pick_first"  # gRPC's policy, where the address is of several servers
 
 
 @dataclass(slots=True)
@@ -139,7 +140,7 @@ class _Load:
 
     def work(self, address: str) -> None:
         """One client: asks and tells until nothing is left."""
-        with Client(address) as client:
+        with Client(address, load_balancing=self._manner.load_balancing) as client:
             client.ready()  # connects: the first request's time is to be a request's only
             while batch := self._next():
                 self._send(client, batch)
