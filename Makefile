@@ -13,13 +13,15 @@ INSTALL := $(PIP) install --quiet --constraint constraints.txt
 # Clients of other servers that must work with ours, each in its own environment.
 CLIENTS ?= tritonclient kserve reflection perf_analyzer
 INTEROP := .venv-interop
+# What checks Dockerfiles, manifests and the compose file.
+DEPLOY := .venv-deploy
 
 # How an image is built: TAG CONTEXT OPTION... are added to this.
 BUILD_IMAGE ?= docker build --tag
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 IMAGE_ARGUMENTS = --build-arg VERSION=$(VERSION) --build-arg REVISION=$(shell git rev-parse HEAD)
 
-.PHONY: demo observe test interop images lint format proto constraints clean
+.PHONY: demo observe test interop images deploy-lint lint format proto constraints clean
 
 demo: $(VENV)/.$(RUNTIME)
 	@$(BIN)/python -m deploy.demo $(if $(ONCE),--once)
@@ -43,6 +45,10 @@ images:
 	$(BUILD_IMAGE) digits-training:$(VERSION) . --file deploy/docker/training.Dockerfile \
 	  --build-arg TORCH_INDEX_URL=$(TORCH_INDEX_URL) $(IMAGE_ARGUMENTS)
 
+# Needs the package index for the tools, and kubectl and rclone on the PATH.
+deploy-lint: $(VENV)/.$(RUNTIME)-dev $(DEPLOY)/.done
+	$(BIN)/python -m pytest tests/deployment/test_manifests.py tests/deployment/test_object_store.py
+
 lint: $(VENV)/.$(RUNTIME)-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -65,7 +71,7 @@ constraints: $(VENV)/.$(RUNTIME)-dev
 	  $(PIP) freeze --exclude-editable | sed 's/+cpu$$//'; } >constraints.txt
 
 clean:
-	rm -rf $(VENV) $(INTEROP) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(INTEROP) $(DEPLOY) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -89,4 +95,11 @@ $(INTEROP)/%/.done: tests/interop/requirements-%.txt
 	@rm -rf $(@D)
 	@$(PYTHON) -m venv $(@D)
 	@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --requirement $<
+	@touch $@
+
+$(DEPLOY)/.done: tests/deployment/requirements-lint.txt
+	@echo "installing what checks deployments into $(DEPLOY) ..."
+	@rm -rf $(DEPLOY)
+	@$(PYTHON) -m venv $(DEPLOY)
+	@$(DEPLOY)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --requirement $<
 	@touch $@

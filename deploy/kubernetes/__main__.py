@@ -17,7 +17,7 @@ WRITTEN = Path(__file__).parent / "components" / "monitoring" / "prometheus-rule
 HEAD = "# Written by `python -m deploy.kubernetes` from deploy/prometheus: change it there.\n"
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]  # yaml has no types
     """Expressions of several lines stay legible; lists are indented as in all other manifests."""
 
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
@@ -49,7 +49,8 @@ def rule() -> dict[str, Any]:
 
 def text() -> str:
     """As it is committed."""
-    return HEAD + yaml.dump(rule(), Dumper=_Dumper, sort_keys=False, width=1000)
+    dumped: str = yaml.dump(rule(), Dumper=_Dumper, sort_keys=False, width=1000)
+    return HEAD + dumped
 
 
 if __name__ == "__main__":
