@@ -21,7 +21,7 @@ BUILD_IMAGE ?= docker build --tag
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 IMAGE_ARGUMENTS = --build-arg VERSION=$(VERSION) --build-arg REVISION=$(shell git rev-parse HEAD)
 
-.PHONY: demo observe test interop images deploy-lint lint format proto constraints clean
+.PHONY: demo observe test interop images deploy-lint kubernetes-test lint format proto constraints clean
 
 demo: $(VENV)/.$(RUNTIME)
 	@$(BIN)/python -m deploy.demo $(if $(ONCE),--once)
@@ -48,6 +48,11 @@ images:
 # Needs the package index for the tools, and kubectl and rclone on the PATH.
 deploy-lint: $(VENV)/.$(RUNTIME)-dev $(DEPLOY)/.done
 	$(BIN)/python -m pytest tests/deployment/test_manifests.py tests/deployment/test_object_store.py
+
+# Needs a cluster whose nodes have the images, and Prometheus's: the one that kubectl reaches, or the
+# environment's KUBECTL, a command. Makes the namespace digits-test there, and deletes it.
+kubernetes-test: $(VENV)/.$(RUNTIME)-dev
+	$(BIN)/python -m pytest tests/deployment/test_kubernetes.py
 
 lint: $(VENV)/.$(RUNTIME)-dev
 	$(BIN)/ruff check

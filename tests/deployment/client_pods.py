@@ -73,7 +73,7 @@ def _ended(cluster: Cluster, name: str) -> tuple[str, str]:
 
     until(f"pod {name} has ended", lambda: phase() in ("Succeeded", "Failed"), SECONDS)
     ended, printed = phase(), cluster.run("logs", name)
-    cluster.run("delete", "pod", name, "--wait=false")
+    cluster.run("delete", "pod", name)
     return ended, printed
 
 

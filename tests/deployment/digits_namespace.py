@@ -16,6 +16,7 @@ SERVING = "app.kubernetes.io/name=digits,app.kubernetes.io/component=serving"
 CURRENT = 29
 # Seconds; on an idle machine, training takes 20 and a replica 8.
 STARTED = 240.0
+DELETED = 120.0
 
 
 def create(cluster: Cluster) -> None:
@@ -35,10 +36,11 @@ def create(cluster: Cluster) -> None:
 
 def delete(cluster: Cluster) -> None:
     """Delete it, where it is there, and wait until it is not."""
-    name = cluster.namespace
-    cluster.run("delete", "namespace", name, "--ignore-not-found", "--wait=false")
-    cluster.run("delete", "pods", "--all", "--now", "--wait=false")  # without time to drain
-    cluster.wait("delete", f"namespace/{name}", timeout=90)
+    makers = "deployments,replicasets,jobs"
+    # Pods first, and what would make new ones: a namespace's end would give each time to drain.
+    cluster.run("delete", makers, "--all", "--cascade=orphan")
+    cluster.run("delete", "pods", "--all", "--now", timeout=DELETED)
+    cluster.run("delete", "namespace", cluster.namespace, "--ignore-not-found", timeout=DELETED)
 
 
 def ready_replicas(cluster: Cluster) -> int:

@@ -27,6 +27,7 @@ MODELS = ("linear_0_9", MODEL)  # that the Job of kubernetes/small trains
 ONE_ADDRESS = "digits-serving:8001"
 EACH_ADDRESS = "dns:///each.digits-serving-headless:8001"  # see kubernetes/small/pod-names.yaml
 REQUESTS = 200
+ROLL_BACK = ("-m", "model_repository", "rollback", f"/models/{MODEL}")
 
 ANSWERED = f'inference_requests_total{{model="{MODEL}",code="OK"}}'
 LABELLED = f'inference_feedback_total{{model="{MODEL}"}}'
@@ -167,22 +168,14 @@ def test_bad_versions_are_refused_while_the_old_one_serves(
             for each in metrics.query(REFUSED)
         }
     for _ in range(2):
-        run(
-            cluster,
-            "rollback",
-            "-m",
-            "model_repository",
-            "rollback",
-            f"/models/{MODEL}",
-            writes=True,
-        )
+        run(cluster, "rollback", *ROLL_BACK, writes=True)
     reasons = (("2", "checksum"), ("3", "holdout"))
     assert refused == {(pod, *reason): 1.0 for pod in before for reason in reasons}
     assert _states(cluster) == before
     _assert_nothing_lost(tallies)
 
 
-def test_a_rolling_restart_under_load_loses_no_request(
+def test_a_rolling_restart_under_load_loses_no_request_and_fails_no_try(
     cluster: Cluster, metrics: Prometheus
 ) -> None:
     before = serving_pods(cluster)
@@ -194,6 +187,8 @@ def test_a_rolling_restart_under_load_loses_no_request(
         until("all new replicas answer", lambda: _answering(metrics) == set(after))
     assert not set(before) & set(after)
     _assert_nothing_lost(tallies)
+    # Nor is any asked twice: a replica that ends answers until all know, and then what it has.
+    assert [each["unanswered_tries"] for each in tallies] == [0, 0]
 
 
 @pytest.mark.parametrize("how", [(), ("--now",)], ids=["and it drains", "and it has a second"])
@@ -214,13 +209,15 @@ def _under_load(cluster: Cluster, metrics: Prometheus, name: str) -> Iterator[li
     """Clients that try again, on the one address and on each in turn; their tallies when left."""
     options = ("--clients", "4", "--rate", "20", "--retry", "60", "--wrong-every", "10")
     balanced = (*options, "--load-balancing", "round_robin")
+    loads = {f"{name}-one": (ONE_ADDRESS, options), f"{name}-each": (EACH_ADDRESS, balanced)}
     before = metrics.value(f"sum({ANSWERED})")
-    start_load(cluster, f"{name}-one", ONE_ADDRESS, MODEL, *options)
-    start_load(cluster, f"{name}-each", EACH_ADDRESS, MODEL, *balanced)
-    tallies: list[Json] = []
+    for load, (address, asked) in loads.items():
+        start_load(cluster, load, address, MODEL, *asked)
+    cluster.wait("condition=Ready", *(f"pod/{load}" for load in loads), timeout=60)
     until("clients are answered", lambda: metrics.value(f"sum({ANSWERED})") > before + 20)
+    tallies: list[Json] = []
     yield tallies
-    for load in (f"{name}-one", f"{name}-each"):
+    for load in loads:
         stop_load(cluster, load)
         tallies.append(tally(cluster, load))
 
