@@ -16,12 +16,20 @@ INTEROP := .venv-interop
 # What checks Dockerfiles, manifests and the compose file.
 DEPLOY := .venv-deploy
 
+# TorchServe's environment; also needs Java 17 (Debian: openjdk-17-jre-headless).
+TORCHSERVE := .venv-torchserve
+# What is packed: all models of the repository, or these, with commas between.
+MODELS ?=
+MODEL_REPOSITORY ?= models
+TORCHSERVE_ARGUMENTS = --model-repository $(MODEL_REPOSITORY) $(if $(MODELS),--models $(MODELS))
+
 # How an image is built: TAG CONTEXT OPTION... are added to this.
 BUILD_IMAGE ?= docker build --tag
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 IMAGE_ARGUMENTS = --build-arg VERSION=$(VERSION) --build-arg REVISION=$(shell git rev-parse HEAD)
 
-.PHONY: demo observe test interop images deploy-lint kubernetes-test lint format proto constraints clean
+.PHONY: demo observe test interop images deploy-lint torchserve torchserve-archive parity lint format \
+  proto constraints clean kubernetes-test
 
 demo: $(VENV)/.$(RUNTIME)
 	@$(BIN)/python -m deploy.demo $(if $(ONCE),--once)
@@ -36,6 +44,17 @@ test: $(VENV)/.$(RUNTIME)-dev
 # Needs the package index for the clients; `make interop CLIENTS=reflection` for one of them.
 interop: $(VENV)/.$(RUNTIME)-dev $(CLIENTS:%=$(INTEROP)/%/.done)
 	$(BIN)/python -m pytest $(CLIENTS:%=tests/interop/test_%.py)
+
+# The published models in TorchServe, which is archived upstream: for those who have it.
+torchserve-archive: $(TORCHSERVE)/.done
+	$(TORCHSERVE)/bin/python -m deploy.torchserve.archive $(TORCHSERVE_ARGUMENTS)
+
+torchserve: $(TORCHSERVE)/.done
+	exec $(TORCHSERVE)/bin/python -m deploy.torchserve $(TORCHSERVE_ARGUMENTS)
+
+# All runtimes answer the same images; uses the models that `make demo` published.
+parity: $(VENV)/.$(RUNTIME) $(TORCHSERVE)/.done
+	$(BIN)/python -m benchmarks.parity --model-repository $(MODEL_REPOSITORY) --torchserve $(TORCHSERVE)
 
 images:
 	$(BUILD_IMAGE) digits-serving:$(VERSION) . --file deploy/docker/serving.Dockerfile \
@@ -76,7 +95,7 @@ constraints: $(VENV)/.$(RUNTIME)-dev
 	  $(PIP) freeze --exclude-editable | sed 's/+cpu$$//'; } >constraints.txt
 
 clean:
-	rm -rf $(VENV) $(INTEROP) $(DEPLOY) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(INTEROP) $(DEPLOY) $(TORCHSERVE) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -107,4 +126,12 @@ $(DEPLOY)/.done: tests/deployment/requirements-lint.txt
 	@rm -rf $(DEPLOY)
 	@$(PYTHON) -m venv $(DEPLOY)
 	@$(DEPLOY)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --requirement $<
+	@touch $@
+
+$(TORCHSERVE)/.done: deploy/torchserve/requirements.txt
+	@echo "installing TorchServe into $(@D) ..."
+	@rm -rf $(@D)
+	@$(PYTHON) -m venv $(@D)
+	$(if $(TORCH_INDEX_URL),@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --index-url $(TORCH_INDEX_URL) torch==2.13.0)
+	@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
 	@touch $@

@@ -64,8 +64,8 @@ def test_an_answer_without_probabilities_is_wrong() -> None:
 
 def test_torchserves_messages_are_protobuf(digits: Digits) -> None:
     image = digits.images[:1]
-    entry = b"\x0a\x04data" + b"\x12\x90\x06" + image.tobytes()  # 784 pixels: 0x90 0x06
-    request = b"\x0a\x01m" + b"\x1a\x99\x06" + entry
+    entry = b"\x0a\x06images" + b"\x12\x90\x06" + image.tobytes()  # 784 pixels: 0x90 0x06
+    request = b"\x0a\x01m" + b"\x1a\x9b\x06" + entry
     assert wire.encode_torchserve("m", image) == request
     floats = np.arange(80, dtype=np.float32).reshape(40, 2)
     answer = b"\x0a\xc0\x02" + floats.tobytes()  # 320 bytes

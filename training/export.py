@@ -60,7 +60,18 @@ def outputs(classes: int) -> tuple[TensorSpec, ...]:
 
 def eager_runner(classifier: Classifier) -> Runner:
     """Answers of the PyTorch module itself; it is put into evaluation mode."""
-    return _torch_runner(classifier.eval())
+    return torch_runner(classifier.eval())
+
+
+def torch_runner(module: torch.nn.Module) -> Runner:
+    """Answers of a module that is in evaluation mode, eager or TorchScript."""
+
+    def run(images: NDArray[np.uint8]) -> Answers:
+        with torch.inference_mode():
+            probabilities, labels = module(torch.from_numpy(images))
+        return probabilities.numpy(), labels.numpy()
+
+    return run
 
 
 def export_torchscript(classifier: Classifier, path: Path) -> Runner:
@@ -68,7 +79,7 @@ def export_torchscript(classifier: Classifier, path: Path) -> Runner:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
         torch.jit.script(classifier.eval()).save(str(path))
-        return _torch_runner(torch.jit.load(str(path)))
+        return torch_runner(torch.jit.load(str(path)))
 
 
 def export_onnx(classifier: Classifier, labels: tuple[str, ...], name: str, path: Path) -> Runner:
@@ -174,15 +185,6 @@ def _compare(
         int((labels != eager[1][: len(images)]).sum()),
         float(np.abs(probabilities - eager[0][: len(images)]).max()),
     )
-
-
-def _torch_runner(module: torch.nn.Module) -> Runner:
-    def run(images: NDArray[np.uint8]) -> Answers:
-        with torch.inference_mode():
-            probabilities, labels = module(torch.from_numpy(images))
-        return probabilities.numpy(), labels.numpy()
-
-    return run
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from pathlib import Path
 from benchmarks.serving import environments
 from benchmarks.serving.models import Model
 from benchmarks.serving.process import free_ports
+from deploy.torchserve.settings import HANDLER, LOGGING
 
 INSIDE = Path(__file__).parent / "inside"
 LARGEST_BATCH = 256  # images
@@ -105,10 +106,9 @@ def _torchserve(environment: Path) -> Callable[[Model, Tuning, Path], Launch]:
             "models=" + json.dumps({model.name: {"1.0": configured}}),
         ]
         (directory / "config.properties").write_text("\n".join(lines) + "\n")
-        (directory / "log4j2.xml").write_text(_LOG4J)
         command = [str(environment / "bin" / "torchserve"), "--start", "--foreground", "--ncs"]
         command += ["--disable-token-auth", "--model-store", str(directory)]
-        command += ["--ts-config", "config.properties", "--log-config", "log4j2.xml"]
+        command += ["--ts-config", "config.properties", "--log-config", str(LOGGING)]
         path = f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}"
         return Launch(command, grpc_port, {"PATH": path, "TEMP": str(directory)})
 
@@ -119,7 +119,7 @@ def _archive(environment: Path, model: Model, directory: Path) -> None:
     command = [str(environment / "bin" / "torch-model-archiver"), "--force"]
     command += ["--model-name", model.name, "--version", "1.0", "--export-path", str(directory)]
     command += ["--serialized-file", str(model.torchscript)]
-    command += ["--handler", str(INSIDE / "torchserve_handler.py")]
+    command += ["--handler", str(HANDLER)]
     subprocess.run(command, check=True, capture_output=True)
 
 
@@ -178,14 +178,6 @@ output [
 dynamic_batching {{ {batching} }}
 instance_group [ {{ count: 1 kind: KIND_CPU }} ]
 parameters {{ key: "onnx" value {{ string_value: "{onnx}" }} }}
-"""
-
-_LOG4J = """\
-<?xml version="1.0" encoding="UTF-8"?>
-<Configuration>
-  <Appenders><Console name="console"><PatternLayout pattern="%d %p %c: %m%n"/></Console></Appenders>
-  <Loggers><Root level="warn"><AppenderRef ref="console"/></Root></Loggers>
-</Configuration>
 """
 
 TRITON = Peer(

@@ -79,7 +79,7 @@ def answer_v2(model: str, probabilities: Probabilities) -> bytes:
 
 def encode_torchserve(model: str, images: Images) -> bytes:
     """A PredictionsRequest: model_name = 1, map<string, bytes> input = 3."""
-    entry = _field(1, b"data") + _field(2, images.tobytes())
+    entry = _field(1, b"images") + _field(2, images.tobytes())
     return _field(1, model.encode()) + _field(3, entry)
 
 

@@ -1,0 +1,1 @@
+"""Whether all runtimes give the same answers: ``python -m benchmarks.parity``."""

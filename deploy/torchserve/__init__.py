@@ -1,0 +1,1 @@
+"""TorchServe as a second runtime for what is published: archives, settings, a handler."""
