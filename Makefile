@@ -31,7 +31,7 @@ export IMAGE_TAG ?= $(VERSION)
 SBOM := build/sbom
 IMAGE_ARGUMENTS = --build-arg VERSION=$(VERSION) --build-arg REVISION=$(shell git rev-parse HEAD)
 
-.PHONY: demo observe test interop images image-test sbom deploy-lint torchserve torchserve-archive parity torchserve-image compose-test lint format proto constraints clean
+.PHONY: demo observe test interop images image-test sbom deploy-lint torchserve torchserve-archive parity torchserve-image compose-test kubernetes-test lint format proto constraints clean
 
 demo: $(VENV)/.$(RUNTIME)
 	@$(BIN)/python -m deploy.demo $(if $(ONCE),--once)
@@ -98,6 +98,11 @@ image-test: $(VENV)/.$(RUNTIME)-dev sbom
 sbom: $(SBOM)/venv/.done
 	@for name in serving client training; do $(SBOM)/venv/bin/python -m deploy.sbom \
 	  digits-$$name:$(IMAGE_TAG) $(SBOM)/$$name.cdx.json || exit; done
+
+# Needs a cluster whose nodes have the images, and Prometheus's: the one that kubectl reaches, or the
+# environment's KUBECTL, a command. Makes the namespace digits-test there, and deletes it.
+kubernetes-test: $(VENV)/.$(RUNTIME)-dev
+	$(BIN)/python -m pytest tests/deployment/test_kubernetes.py
 
 lint: $(VENV)/.$(RUNTIME)-dev
 	$(BIN)/ruff check

@@ -54,6 +54,7 @@ class Manner:
     rate: float = 0.0  # requests a second of all clients together; 0: as fast as they are answered
     feedback: bool = True  # tell the labels
     retry: float = RETRY  # seconds for which a request is tried again before it is lost
+    load_balancing: str = "pick_first"  # gRPC's policy, where the address is of several servers
 
 
 @dataclass(slots=True)
@@ -139,7 +140,7 @@ class _Load:
 
     def work(self, address: str) -> None:
         """One client: asks and tells until nothing is left."""
-        with Client(address, load_balancing=_balancing(address)) as client:
+        with Client(address, load_balancing=self._manner.load_balancing) as client:
             client.ready()  # connects: the first request's time is to be a request's only
             while batch := self._next():
                 self._send(client, batch)
@@ -194,11 +195,6 @@ class _Load:
     def _count_failure(self) -> None:
         with self._lock:
             self.tally.unanswered += 1
-
-
-def _balancing(address: str) -> str:
-    """A name may be that of several replicas, each of which is to be asked."""
-    return "round_robin" if address.startswith("dns:") else "pick_first"
 
 
 def _count_answer(tally: Tally, answer: Classification) -> None:

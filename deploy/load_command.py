@@ -34,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     start = time.monotonic()
     try:
         batches = _batches(arguments)
-        manner = load.Manner(arguments.rate, not arguments.no_feedback, arguments.retry)
+        manner = load.Manner(
+            arguments.rate, not arguments.no_feedback, arguments.retry, arguments.load_balancing
+        )
         source = _limited(batches, arguments.requests, arguments.duration)
         address, model = arguments.address, arguments.model
         tally = load.run(address, model, source, arguments.clients, manner, over)
@@ -135,8 +137,9 @@ def _amount(text: str) -> float:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m deploy.load", description=__doc__)
     add = parser.add_argument
-    text = "host:port; dns:///name:port asks all replicas in turn [%(default)s]"
-    add("--address", default=ADDRESS, help=text)
+    add("--address", default=ADDRESS, help="host:port, or dns:///host:port [%(default)s]")
+    text = "round_robin: each client asks all servers of that name in turn [%(default)s]"
+    add("--load-balancing", choices=("pick_first", "round_robin"), default="pick_first", help=text)
     add("--model", required=True, help="its name")
     images = parser.add_mutually_exclusive_group(required=True)
     text = "send these images; the version's manifest.json lies beside them"

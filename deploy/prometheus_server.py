@@ -17,7 +17,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -68,8 +68,10 @@ class RuleGroup:
 class Prometheus:
     """The HTTP API of a running server (https://prometheus.io/docs/prometheus/latest/querying/api/)."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, read: Callable[[str], str] | None = None) -> None:
+        """`read` is how what is at a URL is had, where it cannot be reached directly."""
         self.url = url
+        self._read = read or _read
 
     def query(self, expression: str) -> list[Sample]:
         """What an expression is now; a scalar is one sample without labels. PrometheusError."""
@@ -123,14 +125,20 @@ class Prometheus:
 
     def _get(self, path: str, **parameters: str) -> Any:
         url = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
-        try:
-            with urllib.request.urlopen(url, timeout=QUERY_TIMEOUT) as reply:
-                return json.load(reply)["data"]
-        except urllib.error.HTTPError as error:  # its body says what is wrong with the query
-            with error:
-                raise PrometheusError(f"{parameters}: {error.read().decode()}") from None
-        except OSError as error:
-            raise PrometheusError(f"{self.url}: {error}") from None
+        return json.loads(self._read(url))["data"]
+
+
+def _read(url: str) -> str:
+    """What it answers. PrometheusError."""
+    try:
+        with urllib.request.urlopen(url, timeout=QUERY_TIMEOUT) as reply:
+            text: str = reply.read().decode()
+            return text
+    except urllib.error.HTTPError as error:  # its body says what is wrong with the query
+        with error:
+            raise PrometheusError(f"{url}: {error.read().decode()}") from None
+    except OSError as error:
+        raise PrometheusError(f"{url}: {error}") from None
 
 
 def executable() -> str:
