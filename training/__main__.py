@@ -103,18 +103,17 @@ def _import(arguments: Sequence[str]) -> int:
 def _train(arguments: Sequence[str]) -> int:
     config = parse_config(arguments, os.environ)
     config = dataclasses.replace(config, device=_device(config.device))
-    with joined(os.environ, config.device) as world:
-        console = Console(soft_wrap=True, markup=False, quiet=not world.leads)
-        try:
+    try:
+        with joined(os.environ, config.device) as world:
+            console = Console(soft_wrap=True, markup=False, quiet=not world.leads)
             dataset = world.from_first(lambda: _prepare(config, console))
             results = [
                 _train_and_publish(m, config, dataset, console, world) for m in config.models
             ]
-        except KeyboardInterrupt:
-            if world.leads:
-                hint = "interrupted; --resume goes on after the last finished epoch"
-                print(hint, file=sys.stderr)
-            return 130
+    except KeyboardInterrupt:
+        if world_of(os.environ).leads:
+            print("interrupted; --resume goes on after the last finished epoch", file=sys.stderr)
+        return 130
     return 0 if all(results) else 1
 
 
