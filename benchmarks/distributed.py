@@ -33,6 +33,7 @@ class Result:
     accuracies: list[float]  # of the published model, on the validation images
     training_seconds: list[float]
     command_seconds: list[float]  # with imports, export, parity and publishing
+    load: list[float]  # the machine's average of the last minute, at the end
 
 
 def main() -> int:
@@ -63,12 +64,13 @@ def main() -> int:
 
 def measure(model: str, processes: int, seeds: int, data_dir: Path | None) -> Result:
     """Train with seeds 0 to seeds - 1."""
-    result = Result(model, processes, [], [], [])
+    result = Result(model, processes, [], [], [], [])
     for seed in range(seeds):
         with tempfile.TemporaryDirectory() as repository:
             start = time.perf_counter()
             _train(model, processes, seed, data_dir, Path(repository))
             result.command_seconds.append(time.perf_counter() - start)
+            result.load.append(os.getloadavg()[0])
             manifest = read_manifest(Path(repository) / model / "1")
         assert manifest.accuracy is not None
         assert manifest.recipe is not None
@@ -90,7 +92,7 @@ def _train(model: str, processes: int, seed: int, data_dir: Path | None, reposit
 def table(results: list[Result], machine: dict[str, object]) -> str:
     """Markdown of all that was measured."""
     head = ["model", "processes", "seeds", "accuracy, mean", "min", "max"]
-    head += ["seconds of training", "seconds of the command"]
+    head += ["seconds of training", "seconds of the command", "load"]
     lines = [
         "# Training by several processes",
         "",
@@ -98,7 +100,9 @@ def table(results: list[Result], machine: dict[str, object]) -> str:
         "",
         "Threes against sevens of MNIST, the best recipes, one thread per process, gloo on one",
         "machine. Accuracy is the published models', seconds are medians over the seeds. The batch",
-        "is the recipe's, whatever the number of processes: as many steps, over the same rows.",
+        "is the recipe's, whatever the number of processes: as many steps, over the same rows. Where",
+        "the load, an average of a minute, is above the cores, others ran too: the seconds say",
+        "nothing then, the accuracies do.",
         "",
         "| " + " | ".join(head) + " |",
         "|---" * len(head) + "|",
@@ -114,6 +118,7 @@ def _row(result: Result) -> str:
     cells += [f"{value:.4f}" for value in (statistics.mean(a), min(a), max(a))]
     cells += [f"{statistics.median(result.training_seconds):.1f}"]
     cells += [f"{statistics.median(result.command_seconds):.1f}"]
+    cells += [f"{statistics.median(result.load):.1f}"]
     return "| " + " | ".join(cells) + " |"
 
 
