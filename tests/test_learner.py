@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.augment import Augment, augment
+from training.augment import Augment, augment, draw
 from training.checkpoint import Checkpoint, CheckpointError
 from training.dataset import Dataset
 from training.learner import Epoch, Examples, Learner, bce_loss, mnist_loss, one_cycle
@@ -146,7 +146,8 @@ def test_a_single_row_left_over_joins_the_batch_before_it(digits_3_7: Dataset) -
 
 def test_augmentation_moves_ink_by_at_most_the_shift(digits_3_7: Dataset) -> None:
     images = torch.from_numpy(digits_3_7.train.images[:64])
-    moved = augment(images, Augment(shift=2.0, rotation=0.0), torch.Generator().manual_seed(0))
+    how = Augment(shift=2.0, rotation=0.0)
+    moved = augment(images, how, draw(how, len(images), torch.Generator().manual_seed(0)))
     assert moved.shape == images.shape
     assert moved.dtype == torch.uint8
     grid = torch.arange(28.0)
@@ -158,7 +159,10 @@ def test_augmentation_moves_ink_by_at_most_the_shift(digits_3_7: Dataset) -> Non
 
 def test_no_augmentation_gives_the_images_back(digits_3_7: Dataset) -> None:
     images = torch.from_numpy(digits_3_7.train.images[:4])
-    assert augment(images, Augment(0.0, 0.0), torch.Generator()) is images
+    still, generator = Augment(0.0, 0.0), torch.Generator()
+    before = generator.get_state()
+    assert augment(images, still, draw(still, len(images), generator)) is images
+    assert torch.equal(generator.get_state(), before)
 
 
 def _centre(images: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
