@@ -12,6 +12,7 @@ from concurrent.futures import Future
 
 import numpy as np
 import pytest
+from conftest import PATIENCE
 
 from serving.batch import Answer, Outcome, Request, Tensors
 from serving.batcher import DynamicBatcher
@@ -27,7 +28,6 @@ from serving.errors import (
 from serving.execution import Execution
 from serving.status import status_of
 
-PATIENCE = 10.0  # seconds; only a broken batcher takes them
 Make = Callable[..., DynamicBatcher]
 
 

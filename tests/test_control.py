@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from conftest import (
     IMAGES,
+    PATIENCE,
     ROOT,
     Digits,
     Running,
@@ -69,7 +70,7 @@ def index(running: Running) -> dict[tuple[str, str], tuple[str, str]]:
 
 
 def answering(running: Running, name: str = "times", version: str = "") -> str:
-    answer = running.stub.ModelInfer(times_request(2, name=name, version=version), timeout=10)
+    answer = running.stub.ModelInfer(times_request(2, name=name, version=version), timeout=PATIENCE)
     return f"{answer.model_version}: {np.frombuffer(answer.raw_output_contents[0], np.float32)[0]}"
 
 
@@ -80,16 +81,20 @@ def refusal(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
 
 
 def load(running: Running, name: str) -> None:
-    running.stub.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name=name), timeout=10)
+    running.stub.RepositoryModelLoad(
+        pb.RepositoryModelLoadRequest(model_name=name), timeout=PATIENCE
+    )
 
 
 def unload(running: Running, name: str) -> None:
-    running.stub.RepositoryModelUnload(pb.RepositoryModelUnloadRequest(model_name=name), timeout=10)
+    running.stub.RepositoryModelUnload(
+        pb.RepositoryModelUnloadRequest(model_name=name), timeout=PATIENCE
+    )
 
 
 def failures(running: Running) -> dict[tuple[str, str, str], float]:
     """By model, version and reason."""
-    text = urllib.request.urlopen(running.metrics_url, timeout=10).read().decode()
+    text = urllib.request.urlopen(running.metrics_url, timeout=PATIENCE).read().decode()
     return {
         (s.labels["model"], s.labels["version"], s.labels["reason"]): s.value
         for family in text_string_to_metric_families(text)
@@ -108,7 +113,7 @@ def tamper(version: Path) -> bytes:
 
 def upkeep(*arguments: object) -> None:
     command = [sys.executable, "-m", "model_repository", *map(str, arguments)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=30)
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=PATIENCE)
 
 
 # Poll
@@ -142,7 +147,7 @@ def test_requests_in_flight_finish_on_the_version_that_they_were_admitted_to(
         publish_times(tmp_path)
         poll(running)
         new = running.stub.ModelInfer.future(times_request(*range(8)))  # a full batch: no delay
-        assert new.result(timeout=10).model_version == "2"
+        assert new.result(timeout=PATIENCE).model_version == "2"
         assert [each.result(timeout=5).model_version for each in waiting] == ["1", "1", "1"]
 
 
@@ -390,7 +395,7 @@ def test_an_empty_repository_becomes_ready_when_a_first_version_is_published(
 ) -> None:
     with running_server(tmp_path, poll_interval=0.05) as running:
         watch = health_pb2_grpc.HealthStub(running.channel).Watch(
-            health_pb2.HealthCheckRequest(), timeout=20
+            health_pb2.HealthCheckRequest(), timeout=PATIENCE
         )
         assert next(watch).status == HEALTH.NOT_SERVING
         assert not running.stub.ServerReady(pb.ServerReadyRequest()).ready

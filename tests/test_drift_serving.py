@@ -16,6 +16,7 @@ import pytest
 from conftest import (
     CLASSIFIER_OUTPUTS,
     IMAGES,
+    PATIENCE,
     Digits,
     Running,
     publish_calibrated,
@@ -34,7 +35,6 @@ from training.dataset import Dataset
 
 Serve = Callable[..., AbstractContextManager[Running]]
 Images = NDArray[np.uint8]
-DEADLINE = 20.0  # seconds
 ROWS = 30
 
 
@@ -42,7 +42,7 @@ class Quality:
     """What /metrics says of a version."""
 
     def __init__(self, url: str, model: str = "calibrated") -> None:
-        text = urllib.request.urlopen(url, timeout=10).read().decode()
+        text = urllib.request.urlopen(url, timeout=PATIENCE).read().decode()
         families = text_string_to_metric_families(text)
         self._samples = [
             sample
@@ -95,7 +95,7 @@ class Quality:
 
 def until(url: str, true: Callable[[Quality], bool]) -> Quality:
     """The first that is so, in time."""
-    end = time.monotonic() + DEADLINE
+    end = time.monotonic() + PATIENCE
     while not true(found := Quality(url)):
         assert time.monotonic() < end, (found.psi, found.estimate, found.reliable, found.answered)
     return found
@@ -110,7 +110,7 @@ def ask(
         part = images[start : start + ROWS]
         request = pb.ModelInferRequest(model_name=model, raw_input_contents=[part.tobytes()])
         request.inputs.add(name="images", datatype="UINT8", shape=part.shape)
-        answer = stubs[number % len(stubs)].ModelInfer(request, timeout=20)
+        answer = stubs[number % len(stubs)].ModelInfer(request, timeout=PATIENCE)
         classes.append(np.frombuffer(answer.raw_output_contents[1], np.int64))
     return np.concatenate(classes)
 

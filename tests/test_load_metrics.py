@@ -13,6 +13,7 @@ import grpc
 import numpy as np
 import pytest
 from conftest import (
+    PATIENCE,
     SLOW_SIZE,
     Digits,
     Running,
@@ -44,7 +45,7 @@ AT_ONCE = 5  # requests of a slow model
 def scraped(running: Running, accept: str = "text/plain") -> tuple[str, str]:
     """The media type and the text."""
     request = urllib.request.Request(running.metrics_url, headers={"Accept": accept})
-    with urllib.request.urlopen(request, timeout=10) as response:
+    with urllib.request.urlopen(request, timeout=PATIENCE) as response:
         return response.headers["Content-Type"], response.read().decode()
 
 
@@ -59,7 +60,7 @@ def value(found: Samples, name: str, **labels: str) -> float | None:
 
 def once_idle(running: Running) -> Samples:
     """A caller has its answer a moment before the server is done with the request."""
-    assert running.server.inference.service.wait_until_idle(10)
+    assert running.server.inference.service.wait_until_idle(PATIENCE)
     return samples(running)
 
 
@@ -123,9 +124,9 @@ def test_every_refusal_has_its_reason(serve: Serve, repository: Path, digits: Di
         assert code_of(own, crowd) is CODE.INVALID_ARGUMENT
         assert code_of(own, late) is CODE.DEADLINE_EXCEEDED
         assert code_of(own, images(digits, 1, "nosuch")) is CODE.NOT_FOUND
-        full = [own.stub.ModelInfer.future(images(digits, 1), timeout=30) for _ in range(3)]
+        full = [own.stub.ModelInfer.future(images(digits, 1), timeout=PATIENCE) for _ in range(3)]
         assert sorted(each.code().name for each in full) == ["OK", "OK", "RESOURCE_EXHAUSTED"]
-        leaving = own.stub.ModelInfer.future(images(digits, 1), timeout=30)
+        leaving = own.stub.ModelInfer.future(images(digits, 1), timeout=PATIENCE)
         service = own.server.inference.service
         wait_for(lambda: service.in_flight == 1)
         leaving.cancel()  # type: ignore[no-untyped-call]
@@ -162,7 +163,7 @@ def test_a_model_that_fails_is_counted_as_such(serve: Serve, tmp_path: Path) -> 
 def test_what_is_refused_unread_is_counted_apart(serve: Serve, tmp_path: Path) -> None:
     publish_slow(tmp_path)
     with serve(tmp_path, max_batch_size=1, max_in_flight=3) as own:
-        futures = [own.stub.ModelInfer.future(slow(), timeout=60) for _ in range(20)]
+        futures = [own.stub.ModelInfer.future(slow(), timeout=PATIENCE) for _ in range(20)]
         refused = sum(each.code() is CODE.RESOURCE_EXHAUSTED for each in futures)
         found = once_idle(own)
         assert rejected(found, **NOBODY) == {"overloaded": refused}
@@ -190,7 +191,7 @@ def test_how_full_the_server_is_shows_while_it_is_and_not_after(
                 value(found, "inference_pending_requests", **SLOW),
             ]
 
-        futures = [own.stub.ModelInfer.future(slow(), timeout=60) for _ in range(AT_ONCE)]
+        futures = [own.stub.ModelInfer.future(slow(), timeout=PATIENCE) for _ in range(AT_ONCE)]
         wait_for(lambda: fullness(samples(own)) == [AT_ONCE, 1, AT_ONCE - 1])
         assert {each.code() for each in futures} == {CODE.OK}
         found = once_idle(own)

@@ -19,6 +19,7 @@ import pytest
 from conftest import (
     CLASSIFIER_OUTPUTS,
     IMAGES,
+    PATIENCE,
     THREES_AND_SEVENS,
     Digits,
     Running,
@@ -52,7 +53,6 @@ from serving.probe import Prober
 from serving.registry import ModelRegistry, ServedModel, State
 
 OFTEN = 0.05  # seconds between two probes
-PATIENCE = 20.0  # seconds; only a broken server takes them
 HEALTH = health_pb2.HealthCheckResponse
 CODE = grpc.StatusCode
 Run = Callable[[Tensors], Tensors]
@@ -178,7 +178,7 @@ def refusal(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
 
 
 def scrape(running: Running) -> Samples:
-    text = urllib.request.urlopen(running.metrics_url, timeout=10).read().decode()
+    text = urllib.request.urlopen(running.metrics_url, timeout=PATIENCE).read().decode()
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(text)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Digits, Running
+from conftest import PATIENCE, Digits, Running
 
 from benchmarks.serving import (
     contestants,
@@ -215,7 +215,7 @@ def test_a_server_that_leaves_work_out_answers_as_the_whole_one_does(
         assert wait_until(checker.ready, lambda: server.poll() is None, 20)
         checker.check_all()
         checker.close()
-        text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read()
+        text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE).read()
     counted = session.parse_counters(text.decode(), "classifier").get("OK", 0)
     assert counted == (0 if left_out else checker.checked)
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from conftest import ROOT, Process, publish_times, times_request, under_load
+from conftest import PATIENCE, ROOT, Process, publish_times, times_request, under_load
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.pb import inference_pb2 as pb
@@ -60,11 +60,11 @@ class Workers:
                 options = [("grpc.use_local_subchannel_pool", 1)]
                 channel = grpc.insecure_channel(self.process.address, options)
                 stubs.append(pb_grpc.GRPCInferenceServiceStub(stack.enter_context(channel)))
-                stubs[-1].ServerLive(pb.ServerLiveRequest(), timeout=20, wait_for_ready=True)
+                stubs[-1].ServerLive(pb.ServerLiveRequest(), timeout=PATIENCE, wait_for_ready=True)
             yield stubs
 
     def metric(self, name: str, **labels: str) -> float:
-        text = urllib.request.urlopen(self.metrics_url, timeout=10).read().decode()
+        text = urllib.request.urlopen(self.metrics_url, timeout=PATIENCE).read().decode()
         samples = [s for f in text_string_to_metric_families(text) for s in f.samples]
         return sum(
             s.value for s in samples if s.name == name and labels.items() <= s.labels.items()
@@ -124,7 +124,7 @@ def workers(repository: Path) -> Iterator[Workers]:
 
 def ready(stubs: list[pb_grpc.GRPCInferenceServiceStub], name: str) -> set[bool]:
     request = pb.ModelReadyRequest(name=name)
-    return {stub.ModelReady(request, timeout=10).ready for stub in stubs}
+    return {stub.ModelReady(request, timeout=PATIENCE).ready for stub in stubs}
 
 
 def inferences(stub: pb_grpc.GRPCInferenceServiceStub) -> tuple[int, int]:
@@ -278,7 +278,7 @@ def test_ctrl_c_which_reaches_all_processes_lets_what_is_in_flight_finish(
 def stop_and_check_drain(workers: Workers, stop: Callable[[int], None]) -> None:
     """With requests in flight at all workers: they are answered, and the exit status is 0."""
     with workers.connections() as stubs:
-        futures = [stub.ModelInfer.future(times_request(4), timeout=30) for stub in stubs]
+        futures = [stub.ModelInfer.future(times_request(4), timeout=PATIENCE) for stub in stubs]
         for stub in stubs:
             stub.ServerLive(pb.ServerLiveRequest())  # sent later on the same connection
         stop(workers.process.popen.pid)
