@@ -161,7 +161,7 @@ def until(true: Callable[[], bool]) -> None:
 
 
 def once_within(seconds: float, measure: Callable[[], float]) -> bool:
-    """Whether one of a few tries takes less: a busy machine makes some slow, a fault all of them."""
+    """Whether one of a few tries takes less: a busy machine makes some slow, a fault all."""
     return any(measure() < seconds for _ in range(5))
 
 

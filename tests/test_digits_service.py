@@ -319,7 +319,7 @@ def test_streams_have_a_limit_and_those_that_are_cancelled_make_room(
     refused = streams[-1].answer()
     for each in streams:
         each.cancel()
-    end = time.monotonic() + 20
+    end = time.monotonic() + PATIENCE
     after = refused
     while after == refused and time.monotonic() < end:  # the server hears of it in a moment
         last = Open(stub)

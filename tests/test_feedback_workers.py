@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,7 +61,8 @@ def predict(workers: Workers, digits: Digits) -> list[tuple[str, int]]:
 
 def send_until_taken(workers: Workers, items: list[tuple[str, str]]) -> Counter[str]:
     """By a connection for each try: one that is cut off while a worker dies is made again."""
-    for _ in range(20):
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
         with contextlib.suppress(grpc.RpcError), connection(workers) as one:
             return Counter(one.send(items))
     raise AssertionError("no worker took the labels")

@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from conftest import PATIENCE, SLOW_SIZE, Digits, Running, publish_slow
+from conftest import PATIENCE, SLOW_SIZE, Digits, Running, publish_slow, until
 
 from serving.pb import inference_pb2 as pb
 from serving.servicer import SERVICE
@@ -190,7 +190,7 @@ def test_a_stream_answers_while_the_caller_still_sends(running: Running, digits:
 
     def requests() -> Iterator[pb.ModelInferRequest]:
         yield images_request(digits.images[:1], name="first")
-        assert answered.wait(10)
+        assert answered.wait(PATIENCE)
         yield images_request(digits.images[:1], name="second")
 
     stream: Any = running.stub.ModelStreamInfer(requests(), timeout=PATIENCE)
@@ -239,11 +239,13 @@ def test_beyond_its_room_the_server_refuses_requests_unread(serve: Serve, tmp_pa
 
 
 def test_a_timeout_parameter_ends_the_wait_in_the_queue(slow: Running) -> None:
-    running = slow.stub.ModelInfer.future(slow_request(), timeout=PATIENCE)
+    batcher = slow.server.inference.registry.get("slow").batcher
+    before = [slow.stub.ModelInfer.future(slow_request(), timeout=PATIENCE) for _ in range(2)]
+    until(lambda: batcher.pending == 1)  # one runs, and then this one
     late = slow_request()
     late.parameters["timeout"].int64_param = 1000  # microseconds; a run takes far longer
     waiting = slow.stub.ModelInfer.future(late, timeout=PATIENCE)
-    assert running.code() is CODE.OK
+    assert [each.code() for each in before] == [CODE.OK] * 2
     assert waiting.code() is CODE.DEADLINE_EXCEEDED
     assert waiting.details() == "the deadline passed before the request could run"
 

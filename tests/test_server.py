@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import socket
-import time
 import urllib.request
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 from conftest import (
     ECHO_TYPES,
+    LIFETIME,
     PATIENCE,
     SLOW_SIZE,
     Digits,
@@ -257,7 +257,9 @@ def test_a_request_whose_deadline_passes_in_the_queue_never_runs(
 def test_a_signal_lets_what_is_in_flight_finish_and_exits_with_0(
     repository: Path, digits: Digits, number: signal.Signals
 ) -> None:
+    # The watch below stays open: were it waited for, the server would not end within LIFETIME.
     arguments = ["--model-repository", str(repository), "--max-queue-delay", "1"]
+    arguments += ["--drain-timeout", str(2 * LIFETIME)]
     with server_process(*arguments) as process:
         address = process.wait_for(r"gRPC on (\S+),")[1]
         with grpc.insecure_channel(address) as channel:
@@ -270,10 +272,7 @@ def test_a_signal_lets_what_is_in_flight_finish_and_exits_with_0(
             assert next(watch).status == HEALTH.NOT_SERVING
             process.popen.send_signal(signal.SIGTERM)  # once more changes nothing
             assert future.result().model_name == "classifier"
-            # The watch stays open: it must not hold the server until the drain's 30 s are over.
-            answered = time.monotonic()
             assert process.finish() == 0
-            assert time.monotonic() - answered < 15
         assert process.log[-1].endswith("drained\n")
 
 
@@ -285,7 +284,7 @@ def test_beyond_its_room_the_server_refuses_at_once_and_still_answers_health(
     request.inputs.add(name="x", datatype="FP32", shape=[1, SLOW_SIZE])
     with serve(tmp_path, max_batch_size=1, max_queue_size=1) as own:
         futures = [own.stub.ModelInfer.future(request, timeout=PATIENCE) for _ in range(60)]
-        assert own.stub.ServerLive(pb.ServerLiveRequest(), timeout=5).live
+        assert own.stub.ServerLive(pb.ServerLiveRequest(), timeout=PATIENCE).live
         codes = [future.code() for future in futures]
     assert set(codes) == {CODE.OK, CODE.RESOURCE_EXHAUSTED}
     assert codes.count(CODE.RESOURCE_EXHAUSTED) > 30
