@@ -218,7 +218,11 @@ def test_a_part_that_is_whole_needs_no_mirror(dead: str, tmp_path: Path) -> None
     assert downloaded(tmp_path) == CONTENT
 
 
-@pytest.mark.parametrize("lie", [gzip.compress(b"other"), b"<html>log in</html>", PACKED[:-9]])
+@pytest.mark.parametrize(
+    "lie",
+    [gzip.compress(b"other"), b"<html>log in</html>", PACKED[:-9]],
+    ids=["another file", "a page", "cut off"],
+)
 def test_wrong_content_is_dropped_for_the_next_mirrors(
     lie: bytes, serve: Serve, tmp_path: Path
 ) -> None:
