@@ -41,7 +41,7 @@ observe: $(VENV)/.$(RUNTIME)
 	@$(BIN)/python -m deploy.observe $(if $(ONCE),--once)
 
 test: $(VENV)/.$(RUNTIME)-dev
-	$(BIN)/python -m pytest --ignore=tests/interop --ignore=tests/deployment
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/interop --ignore=tests/deployment
 
 # Needs the package index for the clients; `make interop CLIENTS=reflection` for one of them.
 interop: $(VENV)/.$(RUNTIME)-dev $(CLIENTS:%=$(INTEROP)/%/.done)

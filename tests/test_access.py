@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
-from conftest import SLOW_SIZE, publish_slow, publish_times, running_server, times_request
+from conftest import PATIENCE, SLOW_SIZE, publish_slow, publish_times, running_server, times_request
 
 from serving.access import Caller, Sampling
 from serving.pb import inference_pb2 as pb
@@ -46,7 +46,7 @@ def test_a_request_is_one_line_with_what_it_cost(
     with running_server(models, access_log=1) as running:
         metadata = (("x-request-id", "of the call"), ("traceparent", TRACEPARENT))
         answer = running.stub.ModelInfer(request, metadata=metadata)
-        assert running.server.inference.wait_until_idle(10)  # with its line, too
+        assert running.server.inference.wait_until_idle(PATIENCE)  # with its line, too
         request.id = "of the request"
         running.stub.ModelInfer(request, metadata=metadata)
     first, second = facts(caplog)
@@ -81,7 +81,7 @@ def test_refusals_are_lines_too(models: Path, caplog: pytest.LogCaptureFixture) 
         for message in (unknown.SerializeToString(), wrong.SerializeToString(), b"no message"):
             with pytest.raises(grpc.RpcError):
                 infer(message)
-            assert running.server.inference.wait_until_idle(10)
+            assert running.server.inference.wait_until_idle(PATIENCE)
     told = [
         (line["code"], line.get("model"), line.get("version"), line.get("rows"))
         for line in facts(caplog)
@@ -132,7 +132,7 @@ def test_one_in_so_many_is_logged(models: Path, caplog: pytest.LogCaptureFixture
             request = times_request(number)
             request.id = str(number)
             running.stub.ModelInfer(request)
-            assert running.server.inference.wait_until_idle(10)
+            assert running.server.inference.wait_until_idle(PATIENCE)
     assert [line["request_id"] for line in facts(caplog)] == ["0", "4", "8"]
 
 
