@@ -90,15 +90,6 @@ compose-test: $(VENV)/.$(RUNTIME)-dev
 deploy-lint: $(VENV)/.$(RUNTIME)-dev $(DEPLOY)/.done
 	$(BIN)/python -m pytest tests/deployment/test_manifests.py tests/deployment/test_object_store.py
 
-# What `make images` made, run as it would be by who trusts nobody. Needs docker.
-image-test: $(VENV)/.$(RUNTIME)-dev sbom
-	$(BIN)/python -m pytest tests/deployment/test_images.py
-
-# What is in each image, as CycloneDX has it, in build/sbom/.
-sbom: $(SBOM)/venv/.done
-	@for name in serving client training; do $(SBOM)/venv/bin/python -m deploy.sbom \
-	  digits-$$name:$(IMAGE_TAG) $(SBOM)/$$name.cdx.json || exit; done
-
 # Needs a cluster whose nodes have the images, and Prometheus's: the one that kubectl reaches, or the
 # environment's KUBECTL, a command. Makes the namespace digits-test there, and deletes it.
 kubernetes-test: $(VENV)/.$(RUNTIME)-dev
@@ -173,11 +164,4 @@ $(TORCHSERVE_VENV)/.done: deploy/torchserve/requirements.txt
 	@$(PYTHON) -m venv $(@D)
 	$(if $(TORCH_INDEX_URL),@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --index-url $(TORCH_INDEX_URL) torch==2.13.0)
 	@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
-	@touch $@
-
-$(SBOM)/venv/.done: deploy/requirements-sbom.txt
-	@echo "installing cyclonedx-bom into $(@D) ..."
-	@rm -rf $(@D)
-	@$(PYTHON) -m venv $(@D)
-	@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --requirement $<
 	@touch $@
