@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """0: all agree; 1: one does not, and the table says which; 2: it could not be tried."""
     arguments = _parser().parse_args(argv)
     torch.set_num_threads(1)
+    load = os.getloadavg()[0]  # before this adds to it
     try:
         models = [newest(arguments.model_repository, name) for name in arguments.models.split(",")]
         _require_same_classes(models)
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (RepositoryError, DataError, ModelLoadError, DidNotStart, RequestFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    _write(rows, dataset, arguments)
+    _write(rows, dataset, load, arguments)
     return int(any(row.faults for row in rows))
 
 
@@ -73,8 +74,10 @@ def _rows(
             yield from measure(version, everyone, dataset.valid, same, arguments.requests)
 
 
-def _write(rows: Sequence[Row], dataset: Dataset, arguments: argparse.Namespace) -> None:
-    machine = describe(PACKAGES)
+def _write(
+    rows: Sequence[Row], dataset: Dataset, load: float, arguments: argparse.Namespace
+) -> None:
+    machine = {**describe(PACKAGES), "load_average": round(load, 1)}
     if (arguments.torchserve / "bin" / "python").exists():
         found = versions_of(arguments.torchserve.parent, arguments.torchserve.name)
         versions = machine["versions"]

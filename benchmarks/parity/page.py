@@ -89,6 +89,7 @@ def about(dataset: Dataset, machine: dict[str, object]) -> list[str]:
         "",
         "p50 is the median over single images, one after the other, all runtimes in turns of ten,"
         " with one thread for each model; servers run beside their client on this machine."
+        f" Its load average was {machine['load_average']} before; well above 0, no time means much."
         " TorchServe's Java compiles itself faster over its first minute, which it is not given"
         " here; benchmarks/results/serving.md measures it warm.",
     ]
