@@ -547,6 +547,20 @@ class Load:
             self.changed.notify_all()
 
 
+def crowd(running: Running, request: pb.ModelInferRequest) -> list[Any]:
+    """Calls of which some were refused for want of room: twenty at a time, again where the server
+    was quicker than we."""
+    calls: list[Any] = []
+
+    def one_is_refused() -> bool:
+        more = [running.stub.ModelInfer.future(request, timeout=LIFETIME) for _ in range(20)]
+        calls.extend(more)
+        return grpc.StatusCode.RESOURCE_EXHAUSTED in {call.code() for call in more}
+
+    until(one_is_refused)
+    return calls
+
+
 @contextmanager
 def under_load(address: str, clients: int = 3) -> Iterator[Load]:
     """Clients, each with a connection of its own, that ask `times` until the block is left."""

@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from conftest import PATIENCE, SLOW_SIZE, Digits, Running, publish_slow, until
+from conftest import PATIENCE, SLOW_SIZE, Digits, Running, crowd, publish_slow
 
 from serving.pb import inference_pb2 as pb
 from serving.servicer import SERVICE
@@ -218,9 +218,9 @@ def test_a_stream_that_is_cancelled_leaves_the_queue(slow: Running) -> None:
 
 
 def test_a_full_queue_refuses_at_once_and_says_when_to_try_again(slow: Running) -> None:
-    futures = [slow.stub.ModelInfer.future(slow_request(), timeout=PATIENCE) for _ in range(12)]
-    refused = [f for f in futures if f.code() is CODE.RESOURCE_EXHAUSTED]
-    assert len(refused) >= 6
+    calls = crowd(slow, slow_request())
+    refused = [call for call in calls if call.code() is CODE.RESOURCE_EXHAUSTED]
+    assert {call.code() for call in calls} == {CODE.OK, CODE.RESOURCE_EXHAUSTED}
     trailers = dict(refused[0].trailing_metadata())
     assert 1 <= int(trailers["grpc-retry-pushback-ms"]) < 60_000
     assert refused[0].details() == "2 requests are already waiting"
@@ -229,25 +229,25 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_try_again(slow: Running) 
 def test_beyond_its_room_the_server_refuses_requests_unread(serve: Serve, tmp_path: Path) -> None:
     publish_slow(tmp_path)
     with serve(tmp_path, max_batch_size=1, max_in_flight=3) as own:
-        futures = [own.stub.ModelInfer.future(slow_request(), timeout=PATIENCE) for _ in range(20)]
-        refused = [f for f in futures if f.code() is CODE.RESOURCE_EXHAUSTED]
-        assert len(refused) >= 10
+        calls = crowd(own, slow_request())
+        refused = [call for call in calls if call.code() is CODE.RESOURCE_EXHAUSTED]
         assert {f.details() for f in refused} == {"the server is overloaded"}
         assert int(dict(refused[0].trailing_metadata())["grpc-retry-pushback-ms"]) >= 10
-        assert {f.code() for f in futures if f not in refused} == {CODE.OK}
+        assert {call.code() for call in calls if call not in refused} == {CODE.OK}
         assert own.stub.ModelInfer(slow_request("after"), timeout=PATIENCE).id == "after"
 
 
-def test_a_timeout_parameter_ends_the_wait_in_the_queue(slow: Running) -> None:
-    batcher = slow.server.inference.registry.get("slow").batcher
-    before = [slow.stub.ModelInfer.future(slow_request(), timeout=PATIENCE) for _ in range(2)]
-    until(lambda: batcher.pending == 1)  # one runs, and then this one
-    late = slow_request()
-    late.parameters["timeout"].int64_param = 1000  # microseconds; a run takes far longer
-    waiting = slow.stub.ModelInfer.future(late, timeout=PATIENCE)
-    assert [each.code() for each in before] == [CODE.OK] * 2
-    assert waiting.code() is CODE.DEADLINE_EXCEEDED
-    assert waiting.details() == "the deadline passed before the request could run"
+def test_a_timeout_parameter_ends_the_wait_in_the_queue(
+    serve: Serve, repository: Path, digits: Digits
+) -> None:
+    late = images_request(digits.images[:1])
+    late.parameters["timeout"].int64_param = 1000  # microseconds
+    with serve(repository, max_queue_delay=0.3) as own:
+        call = own.stub.ModelInfer.future(late, timeout=PATIENCE)
+        assert call.code() is CODE.DEADLINE_EXCEEDED
+        assert call.details() == "the deadline passed before the request could run"
+        late.parameters["timeout"].int64_param = 10**6 * int(PATIENCE)
+        assert own.stub.ModelInfer(late, timeout=PATIENCE).model_version == "1"
 
 
 def test_priority_1_goes_first(serve: Serve, tmp_path: Path) -> None:

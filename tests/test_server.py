@@ -283,11 +283,9 @@ def test_beyond_its_room_the_server_refuses_at_once_and_still_answers_health(
     request = pb.ModelInferRequest(model_name="slow", raw_input_contents=[bytes(4 * SLOW_SIZE)])
     request.inputs.add(name="x", datatype="FP32", shape=[1, SLOW_SIZE])
     with serve(tmp_path, max_batch_size=1, max_queue_size=1) as own:
-        futures = [own.stub.ModelInfer.future(request, timeout=PATIENCE) for _ in range(60)]
+        calls = [own.stub.ModelInfer.future(request, timeout=LIFETIME) for _ in range(60)]
         assert own.stub.ServerLive(pb.ServerLiveRequest(), timeout=PATIENCE).live
-        codes = [future.code() for future in futures]
-    assert set(codes) == {CODE.OK, CODE.RESOURCE_EXHAUSTED}
-    assert codes.count(CODE.RESOURCE_EXHAUSTED) > 30
+        assert {call.code() for call in calls} == {CODE.OK, CODE.RESOURCE_EXHAUSTED}
 
 
 def test_a_port_that_is_taken_is_one_clear_line(repository: Path) -> None:
