@@ -54,8 +54,9 @@ torchserve-archive: $(TORCHSERVE_VENV)/.done
 torchserve: $(TORCHSERVE_VENV)/.done
 	exec $(TORCHSERVE_VENV)/bin/python -m deploy.torchserve $(TORCHSERVE_ARGUMENTS)
 
-# All runtimes answer the same images; uses the models that `make demo` published.
+# All runtimes answer the same images; models that are not there are trained.
 parity: $(VENV)/.$(RUNTIME) $(TORCHSERVE_VENV)/.done
+	$(BIN)/python -m deploy.train --model-repository $(MODEL_REPOSITORY) --ten-digits= --keep=good
 	$(BIN)/python -m benchmarks.parity --model-repository $(MODEL_REPOSITORY) --torchserve $(TORCHSERVE_VENV)
 
 images:
