@@ -99,17 +99,10 @@ def table(results: list[Result], machine: dict[str, object]) -> str:
         f"`python -m benchmarks.distributed` on {sentence(machine)}",
         "",
         "Threes against sevens of MNIST, the best recipes, one thread per process, gloo on one",
-<<<<<<< HEAD
-        "machine. Accuracy is the published models', seconds are medians over the seeds. The",
-        "batch is the recipe's, whatever the number of processes: as many steps, over the same",
-        "rows. Where the load, an average of a minute, is above the cores, others ran too: the",
-        "seconds say nothing then, the accuracies do.",
-=======
         "machine. Accuracy is the published models', seconds are medians over the seeds. The batch",
         "is the recipe's, whatever the number of processes: as many steps, over the same rows.",
         "Where the load, an average of a minute, is above the cores, others ran too: the seconds",
         "say nothing then, the accuracies do.",
->>>>>>> h-distributed
         "",
         "| " + " | ".join(head) + " |",
         "|---" * len(head) + "|",
