@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
 
 from kubectl import Cluster, ClusterError, Json, until
@@ -39,8 +40,18 @@ def delete(cluster: Cluster) -> None:
     makers = "deployments,replicasets,jobs"
     # Pods first, and what would make new ones: a namespace's end would give each time to drain.
     cluster.run("delete", makers, "--all", "--cascade=orphan")
-    cluster.run("delete", "pods", "--all", "--now", timeout=DELETED)
+    cluster.run("delete", "pods", "--all", "--now", "--wait=false")
+    until("all pods have ended", lambda: have_ended(cluster, _pods(cluster)), DELETED)
+    cluster.run("delete", "pods", "--all", "--grace-period=0", "--force")  # what is left of them
     cluster.run("delete", "namespace", cluster.namespace, "--ignore-not-found", timeout=DELETED)
+
+
+def have_ended(cluster: Cluster, names: Iterable[str]) -> bool:
+    """Whether nothing of these pods runs; a cluster may list them for a minute longer."""
+    pods = _pods(cluster)
+    there = [pods[name]["status"] for name in names if name in pods]
+    containers = [each for status in there for each in status.get("containerStatuses", [])]
+    return not any("running" in each["state"] for each in containers)
 
 
 def ready_replicas(cluster: Cluster) -> int:
@@ -68,3 +79,7 @@ def _completions(cluster: Cluster) -> int:
     if status.get("failed"):
         raise ClusterError("the training Job failed")
     return int(status.get("succeeded", 0))
+
+
+def _pods(cluster: Cluster) -> dict[str, Json]:
+    return {pod["metadata"]["name"]: pod for pod in cluster.get("pods")["items"]}

@@ -63,7 +63,7 @@ class Cluster:
         return [pod for pod in items if "deletionTimestamp" not in pod["metadata"]]
 
     def wait(self, condition: str, *objects: str, timeout: float) -> None:
-        """`kubectl wait` for a condition of theirs, such as condition=Ready or delete."""
+        """`kubectl wait` for a condition of theirs, such as condition=Ready."""
         limit = f"--timeout={timeout:.0f}s"
         self.run("wait", f"--for={condition}", *objects, limit, timeout=timeout + CALL_TIMEOUT)
 

@@ -13,6 +13,7 @@ from digits_namespace import (
     REPLICAS,
     create,
     delete,
+    have_ended,
     prometheus,
     ready_replicas,
     serving_pods,
@@ -182,7 +183,7 @@ def test_a_rolling_restart_under_load_loses_no_request_and_fails_no_try(
     with _under_load(cluster, metrics, "rolling-restart") as tallies:
         cluster.run("rollout", "restart", "deployment/digits-serving")
         until("all replicas are new", lambda: ready_replicas(cluster) == REPLICAS, 120)
-        cluster.wait("delete", *(f"pod/{pod}" for pod in before), timeout=90)
+        until("the old ones have ended", lambda: have_ended(cluster, before), 90)
         after = serving_pods(cluster)
         until("all new replicas answer", lambda: _answering(metrics) == set(after))
     assert not set(before) & set(after)
@@ -197,7 +198,8 @@ def test_the_deletion_of_a_pod_under_load_loses_no_request(
 ) -> None:
     deleted, kept = serving_pods(cluster)
     with _under_load(cluster, metrics, f"deletion{''.join(how)}") as tallies:
-        cluster.run("delete", "pod", deleted, *how, timeout=120)
+        cluster.run("delete", "pod", deleted, *how, "--wait=false")
+        until("it has ended", lambda: have_ended(cluster, [deleted]), 90)
         until("there are two again", lambda: ready_replicas(cluster) == REPLICAS, 120)
     assert kept in serving_pods(cluster)
     assert deleted not in serving_pods(cluster)
