@@ -163,6 +163,6 @@ $(TORCHSERVE_VENV)/.done: deploy/torchserve/requirements.txt
 	@echo "installing TorchServe into $(@D) ..."
 	@rm -rf $(@D)
 	@$(PYTHON) -m venv $(@D)
-	$(if $(TORCH_INDEX_URL),@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --index-url $(TORCH_INDEX_URL) torch==2.13.0)
+	$(if $(TORCH_INDEX_URL),@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --index-url $(TORCH_INDEX_URL) --constraint $< torch)
 	@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
 	@touch $@

@@ -69,7 +69,10 @@ def verdict(rows: Sequence[Row], images: int) -> str:
         f" of {images:,} images, with probabilities at most {furthest:.1e} from its own"
     )
     reduced = len(others) - len(exact)
-    return f"{text}; all {reduced} in int8 and fp16 are as accurate." if reduced else f"{text}."
+    told = (
+        f"; all {reduced} in int8 and fp16 lose no more accuracy than they may" if reduced else ""
+    )
+    return f"{text}{told}."
 
 
 def about(dataset: Dataset, machine: dict[str, object]) -> list[str]:
