@@ -52,7 +52,7 @@ def measured(record: dict[str, Any]) -> list[Measured]:
     ]
 
 
-def table(rows: list[Measured], utilisation: float, cores_per_replica: int) -> str:
+def table(rows: list[Measured], utilisation: float, cores_per_replica: float) -> str:
     """Markdown: cores, and replicas of so many, for each rate."""
     head = ["model", "images per request", "images/s per core"]
     head += [f"{rate:,} images/s" for rate in RATES]
@@ -73,18 +73,30 @@ def filled_in(page: str, text: str) -> str:
     return f"{before}{START}\n{text}{END}{after}"
 
 
+def positive(text: str) -> float:
+    """What one can divide by."""
+    if not 0 < (value := float(text)) < math.inf:
+        raise ValueError(text)
+    return value
+
+
+def own(text: str) -> Measured:
+    """NAME=IMAGES_PER_SECOND."""
+    name, _, rate = text.rpartition("=")
+    return Measured(name, "", positive(rate))
+
+
 def main() -> int:
     """Print the table, or write it into the page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sizing", description=__doc__)
-    parser.add_argument("--own", metavar="NAME=IMAGES_PER_SECOND", action="append", default=[])
-    parser.add_argument("--utilisation", type=float, default=UTILISATION)
-    parser.add_argument("--cores-per-replica", type=int, default=CORES_PER_REPLICA)
+    parser.add_argument(
+        "--own", metavar="NAME=IMAGES_PER_SECOND", type=own, action="append", default=[]
+    )
+    parser.add_argument("--utilisation", type=positive, default=UTILISATION)
+    parser.add_argument("--cores-per-replica", type=positive, default=CORES_PER_REPLICA)
     parser.add_argument("--write", action="store_true", help="into deploy/SIZING.md")
     arguments = parser.parse_args()
-    rows = measured(json.loads(SERVING.read_text(encoding="utf-8")))
-    for text in arguments.own:
-        name, _, rate = text.rpartition("=")
-        rows.append(Measured(name, "", float(rate)))
+    rows = measured(json.loads(SERVING.read_text(encoding="utf-8"))) + arguments.own
     written = table(rows, arguments.utilisation, arguments.cores_per_replica)
     if arguments.write:
         PAGE.write_text(filled_in(PAGE.read_text(encoding="utf-8"), written), encoding="utf-8")
