@@ -122,7 +122,7 @@ def test_every_image_says_what_it_is() -> None:
         assert told["description"]
 
 
-@pytest.mark.parametrize("file", ["serving", "training"])
+@pytest.mark.parametrize("file", ["serving", "torchserve", "training"])
 def test_a_plain_build_has_the_version_of_the_project(file: str) -> None:
     text = (ROOT / f"deploy/docker/{file}.Dockerfile").read_text(encoding="utf-8")
     assert set(re.findall(r"^ARG VERSION=(.*)$", text, re.MULTILINE)) == {version()}
