@@ -158,6 +158,16 @@ def test_the_training_image_publishes_as_the_user_that_the_others_have(trained: 
     assert told.stdout == "10001:10001\n"
 
 
+def test_training_that_is_told_to_stop_ends_by_itself() -> None:
+    options = (*HARDENED, "--network=none", "--volume=/models", "--env=OMP_NUM_THREADS=1")
+    command = ("--classes=0-9", "--models=resnet18", "--dataset=digits")
+    with container("training", *options, command=command) as job:
+        until(lambda: "train_loss" in job.logs, "training has begun")
+        job.stop(grace=30)
+        assert job.state["ExitCode"] == 130, job.logs  # 137: killed
+        assert "interrupted" in job.logs
+
+
 def test_another_container_has_real_digits_classified_with_no_way_out(
     stack: Stack, trained: Trained
 ) -> None:
