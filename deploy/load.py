@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, MutableSequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -110,7 +110,8 @@ def run(
     shared = _Load(model, source, manner or Manner(), over or threading.Event())
     with ThreadPoolExecutor(clients) as pool:
         try:
-            for future in [pool.submit(shared.work, address) for _ in range(clients)]:
+            # The first to fail ends all, also where others before it would go on for ever.
+            for future in as_completed(pool.submit(shared.work, address) for _ in range(clients)):
                 future.result()
         except BaseException:
             shared.abandon()

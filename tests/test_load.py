@@ -24,9 +24,10 @@ from conftest import (
 )
 from numpy.typing import NDArray
 
+from deploy import load
 from deploy.prometheus_server import free_port
 from model_repository import HOLDOUT, ONNX_PLATFORM, Variant
-from serving.client import Client
+from serving.client import Client, RequestFailed
 
 MODEL = "proven"
 IMAGES = 40
@@ -165,6 +166,18 @@ def test_a_model_that_the_server_has_not_is_refused_at_once(proven: Path, reposi
         out, errors = process.communicate(timeout=30)
     assert (process.returncode, out) == (1, "")
     assert errors.startswith(f"error: {running.address}: NOT_FOUND: ")
+
+
+def test_one_client_that_is_refused_ends_all(proven: Path, digits: Digits) -> None:
+    good = load.Batch(digits.images[:1], ("3",))
+    bad = load.Batch(np.zeros((1, 2, 2), np.uint8), ("3",))
+    source = iter([*[good] * 20, bad, *[good] * 5_000])
+    with (
+        running_server(proven) as running,
+        pytest.raises(RequestFailed, match="INVALID_ARGUMENT"),
+    ):
+        load.run(running.address, MODEL, source, clients=4)
+    assert len(list(source)) > 2_500
 
 
 def test_labels_that_are_refused_count_as_such_and_fail_the_load(proven: Path) -> None:

@@ -32,7 +32,8 @@ RUN mkdir --parents /usr/share/man/man1 \
     && rm -rf /var/lib/apt/lists/*
 # The same user as in the other images, which share the volume.
 RUN groupadd --gid 10001 digits \
-    && useradd --uid 10001 --gid digits --no-create-home --home-dir /nonexistent digits \
+    && useradd --uid 10001 --gid digits --no-log-init --no-create-home --home-dir /nonexistent \
+        --shell /usr/sbin/nologin digits \
     && install --directory --owner=digits --group=digits /models
 COPY --from=build /opt/digits /opt/digits
 COPY model_repository.py /opt/digits/source/
@@ -46,11 +47,13 @@ ENV PATH=/opt/digits/bin:$PATH \
     TS_METRICS_ADDRESS=http://0.0.0.0:8082
 WORKDIR /tmp
 USER 10001:10001
+ARG PYTHON_IMAGE
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="digits-torchserve" \
       org.opencontainers.image.description="TorchServe serving what digits-training publishes" \
       org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.base.name="${PYTHON_IMAGE}" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 # V2 over gRPC, and metrics. Management listens inside only.

@@ -71,6 +71,8 @@ ENV MPLCONFIGDIR=/tmp/matplotlib \
     PYTHONPATH=/opt/digits/demonstration \
     XDG_CACHE_HOME=/cache
 USER 10001:10001
+# Process 1 is given no signal that it does not handle, and Python handles SIGINT by itself.
+STOPSIGNAL SIGINT
 ENTRYPOINT ["python", "-m", "training", "--model-repository", "/models"]
 ARG PYTHON_IMAGE
 ARG VERSION=0.1.0

@@ -114,7 +114,7 @@ class Container:
     def stop(self, grace: int) -> float:
         """Tell it to end; the seconds that it took."""
         start = time.monotonic()
-        docker("stop", f"--time={grace}", self.name, timeout=grace + TIMEOUT)
+        docker("stop", "-t", str(grace), self.name, timeout=grace + TIMEOUT)
         return time.monotonic() - start
 
 

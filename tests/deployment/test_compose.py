@@ -136,7 +136,7 @@ def test_containers_are_as_closed_as_the_file_says(served: Served) -> None:
         )
         assert host["SecurityOpt"] == ["no-new-privileges:true"]
         assert host["Memory"] > 0
-        assert host["PidsLimit"] == 512
+        assert host["PidsLimit"] == 4096
         bindings = [each for ports in (host["PortBindings"] or {}).values() for each in ports]
         assert {each["HostIp"] for each in bindings} <= {"127.0.0.1"}
         assert container["Config"]["User"] in (

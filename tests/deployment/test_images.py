@@ -122,7 +122,7 @@ def test_every_image_says_what_it_is() -> None:
         assert told["description"]
 
 
-@pytest.mark.parametrize("file", ["serving", "training"])
+@pytest.mark.parametrize("file", ["serving", "torchserve", "training"])
 def test_a_plain_build_has_the_version_of_the_project(file: str) -> None:
     text = (ROOT / f"deploy/docker/{file}.Dockerfile").read_text(encoding="utf-8")
     assert set(re.findall(r"^ARG VERSION=(.*)$", text, re.MULTILINE)) == {version()}
@@ -156,6 +156,16 @@ def test_the_training_image_publishes_as_the_user_that_the_others_have(trained: 
         command=("--format=%u:%g", f"/models/{MODEL}/1/model.onnx"),
     )
     assert told.stdout == "10001:10001\n"
+
+
+def test_training_that_is_told_to_stop_ends_by_itself() -> None:
+    options = (*HARDENED, "--network=none", "--volume=/models", "--env=OMP_NUM_THREADS=1")
+    command = ("--classes=0-9", "--models=resnet18", "--dataset=digits")
+    with container("training", *options, command=command) as job:
+        until(lambda: "train_loss" in job.logs, "training has begun")
+        job.stop(grace=30)
+        assert job.state["ExitCode"] == 130, job.logs  # 137: killed
+        assert "interrupted" in job.logs
 
 
 def test_another_container_has_real_digits_classified_with_no_way_out(
