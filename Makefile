@@ -17,7 +17,7 @@ INTEROP := .venv-interop
 DEPLOY := .venv-deploy
 
 # TorchServe's environment; also needs Java 17 (Debian: openjdk-17-jre-headless).
-TORCHSERVE := .venv-torchserve
+TORCHSERVE_VENV := .venv-torchserve
 # What is packed: all models of the repository, or these, with commas between.
 MODELS ?=
 MODEL_REPOSITORY ?= models
@@ -26,10 +26,12 @@ TORCHSERVE_ARGUMENTS = --model-repository $(MODEL_REPOSITORY) $(if $(MODELS),--m
 # How an image is built: TAG CONTEXT OPTION... are added to this.
 BUILD_IMAGE ?= docker build --tag
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+# Of the images that are tested and looked into.
+export IMAGE_TAG ?= $(VERSION)
+SBOM := build/sbom
 IMAGE_ARGUMENTS = --build-arg VERSION=$(VERSION) --build-arg REVISION=$(shell git rev-parse HEAD)
 
-.PHONY: demo observe test interop images deploy-lint torchserve torchserve-archive parity lint format \
-  proto constraints clean kubernetes-test
+.PHONY: demo observe test interop images image-test sbom deploy-lint torchserve torchserve-archive parity torchserve-image compose-test kubernetes-test lint format proto constraints clean
 
 demo: $(VENV)/.$(RUNTIME)
 	@$(BIN)/python -m deploy.demo $(if $(ONCE),--once)
@@ -39,30 +41,51 @@ observe: $(VENV)/.$(RUNTIME)
 	@$(BIN)/python -m deploy.observe $(if $(ONCE),--once)
 
 test: $(VENV)/.$(RUNTIME)-dev
-	$(BIN)/python -m pytest --ignore=tests/interop --ignore=tests/deployment
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/interop --ignore=tests/deployment
 
 # Needs the package index for the clients; `make interop CLIENTS=reflection` for one of them.
 interop: $(VENV)/.$(RUNTIME)-dev $(CLIENTS:%=$(INTEROP)/%/.done)
 	$(BIN)/python -m pytest $(CLIENTS:%=tests/interop/test_%.py)
 
 # The published models in TorchServe, which is archived upstream: for those who have it.
-torchserve-archive: $(TORCHSERVE)/.done
-	$(TORCHSERVE)/bin/python -m deploy.torchserve.archive $(TORCHSERVE_ARGUMENTS)
+torchserve-archive: $(TORCHSERVE_VENV)/.done
+	$(TORCHSERVE_VENV)/bin/python -m deploy.torchserve.archive $(TORCHSERVE_ARGUMENTS)
 
-torchserve: $(TORCHSERVE)/.done
-	exec $(TORCHSERVE)/bin/python -m deploy.torchserve $(TORCHSERVE_ARGUMENTS)
+torchserve: $(TORCHSERVE_VENV)/.done
+	exec $(TORCHSERVE_VENV)/bin/python -m deploy.torchserve $(TORCHSERVE_ARGUMENTS)
 
-# All runtimes answer the same images; uses the models that `make demo` published.
-parity: $(VENV)/.$(RUNTIME) $(TORCHSERVE)/.done
-	$(BIN)/python -m benchmarks.parity --model-repository $(MODEL_REPOSITORY) --torchserve $(TORCHSERVE)
+# All runtimes answer the same images; models that are not there are trained.
+parity: $(VENV)/.$(RUNTIME) $(TORCHSERVE_VENV)/.done
+	$(BIN)/python -m deploy.train --model-repository $(MODEL_REPOSITORY) --ten-digits= --keep=good
+	$(BIN)/python -m benchmarks.parity --model-repository $(MODEL_REPOSITORY) --torchserve $(TORCHSERVE_VENV)
 
 images:
-	$(BUILD_IMAGE) digits-serving:$(VERSION) . --file deploy/docker/serving.Dockerfile \
+	$(BUILD_IMAGE) digits-serving:$(VERSION)$(if $(filter gpu,$(RUNTIME)),-gpu) . --file deploy/docker/serving.Dockerfile \
 	  --build-arg RUNTIME=$(RUNTIME) $(IMAGE_ARGUMENTS)
 	$(BUILD_IMAGE) digits-client:$(VERSION) . --file deploy/docker/serving.Dockerfile \
 	  --target client $(IMAGE_ARGUMENTS)
 	$(BUILD_IMAGE) digits-training:$(VERSION) . --file deploy/docker/training.Dockerfile \
 	  --build-arg TORCH_INDEX_URL=$(TORCH_INDEX_URL) $(IMAGE_ARGUMENTS)
+	$(if $(TORCHSERVE),$(MAKE) --no-print-directory torchserve-image)
+
+# Large, and for those who want the second runtime: `make images TORCHSERVE=1` builds it, too.
+torchserve-image:
+	$(BUILD_IMAGE) digits-torchserve:$(VERSION) . --file deploy/docker/torchserve.Dockerfile \
+	  --build-arg TORCH_INDEX_URL=$(TORCH_INDEX_URL) $(IMAGE_ARGUMENTS)
+
+# What `make images` made, run as it would be by who trusts nobody. Needs docker.
+image-test: $(VENV)/.$(RUNTIME)-dev sbom
+	$(BIN)/python -m pytest tests/deployment/test_images.py
+
+# What is in each image, as CycloneDX has it, in build/sbom/.
+sbom: $(SBOM)/venv/.done
+	@for name in serving client training; do $(SBOM)/venv/bin/python -m deploy.sbom \
+	  digits-$$name:$(IMAGE_TAG) $(SBOM)/$$name.cdx.json || exit; done
+
+# The compose stack with those images. Needs Docker with Compose v2; MNIST_DIR, where it is set, is
+# what it is trained on.
+compose-test: $(VENV)/.$(RUNTIME)-dev
+	$(BIN)/python -m pytest --capture=no tests/deployment/test_compose.py
 
 # Needs the package index for the tools, and kubectl and rclone on the PATH.
 deploy-lint: $(VENV)/.$(RUNTIME)-dev $(DEPLOY)/.done
@@ -92,10 +115,11 @@ proto: $(VENV)/.$(RUNTIME)-dev
 
 constraints: $(VENV)/.$(RUNTIME)-dev
 	{ echo '# Every exact version that was tested together; `make constraints` writes it anew.'; \
-	  $(PIP) freeze --exclude-editable | sed 's/+cpu$$//'; } >constraints.txt
+	  $(PIP) freeze --exclude-editable | sed 's/+cpu$$//; s/^onnxruntime\(==.*\)/&\nonnxruntime-gpu\1/'; } \
+	  >constraints.txt
 
 clean:
-	rm -rf $(VENV) $(INTEROP) $(DEPLOY) $(TORCHSERVE) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(INTEROP) $(DEPLOY) $(TORCHSERVE_VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -121,6 +145,13 @@ $(INTEROP)/%/.done: tests/interop/requirements-%.txt
 	@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --requirement $<
 	@touch $@
 
+$(SBOM)/venv/.done: deploy/requirements-sbom.txt
+	@echo "installing cyclonedx-bom into $(@D) ..."
+	@rm -rf $(@D)
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --requirement $<
+	@touch $@
+
 $(DEPLOY)/.done: tests/deployment/requirements-lint.txt
 	@echo "installing what checks deployments into $(DEPLOY) ..."
 	@rm -rf $(DEPLOY)
@@ -128,10 +159,10 @@ $(DEPLOY)/.done: tests/deployment/requirements-lint.txt
 	@$(DEPLOY)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --requirement $<
 	@touch $@
 
-$(TORCHSERVE)/.done: deploy/torchserve/requirements.txt
+$(TORCHSERVE_VENV)/.done: deploy/torchserve/requirements.txt
 	@echo "installing TorchServe into $(@D) ..."
 	@rm -rf $(@D)
 	@$(PYTHON) -m venv $(@D)
-	$(if $(TORCH_INDEX_URL),@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --index-url $(TORCH_INDEX_URL) torch==2.13.0)
+	$(if $(TORCH_INDEX_URL),@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --index-url $(TORCH_INDEX_URL) --constraint $< torch)
 	@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
 	@touch $@

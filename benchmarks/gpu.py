@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import socket
 import statistics
 import subprocess
 import sys
@@ -29,6 +28,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from benchmarks.machine import describe, sentence
+from deploy.ports import reserved_port
 from model_repository import HOLDOUT, ONNX_PLATFORM, Manifest, read_manifest, versions
 from serving.client import Client
 from serving.config import ServerConfig
@@ -225,7 +225,7 @@ def _server(
     arguments: argparse.Namespace, precision: str, batch: int, cuda_graphs: bool
 ) -> Iterator[str]:
     """The address of a server of its own process, ready."""
-    port = _free_port()
+    port = reserved_port()
     options = {
         "model-repository": arguments.model_repository,
         "device": arguments.device,
@@ -259,12 +259,6 @@ def _wait_until_ready(process: subprocess.Popen[bytes], address: str) -> None:
             if process.poll() is not None or time.monotonic() > end:
                 raise RuntimeError("the server did not start; its message is above")
             time.sleep(0.2)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _request(model: str, images: NDArray[np.uint8]) -> pb.ModelInferRequest:

@@ -25,15 +25,12 @@ from deploy.service import (
     latest,
     metrics_address,
     server,
-    train,
     wait_until_interrupted,
 )
+from deploy.train import STANDARD, TEN_DIGITS
 from model_repository import HOLDOUT, Manifest, read_manifest
 from serving.client import Client, RequestFailed
 
-STANDARD = ("pixel_similarity", "linear", "mlp", "mlp_deep", "resnet18")
-TEN_DIGITS = ("mlp_deep", "resnet18")
-KEEP = "--skip-existing"
 TIMED_REQUESTS = 100
 SAMPLING_ERROR = 0.1  # how far the share right on 71 to 200 images may lie below the accuracy
 TABLE_WIDTH = 120  # characters; a narrower terminal wraps the lines, which beats cutting cells
@@ -74,14 +71,8 @@ def main() -> int:
 
 
 def _train(repository: Path) -> None:
-    """Five models for threes against sevens, two for all ten digits; what is there is kept."""
-    train(repository, STANDARD, "3,7", KEEP)
-    dataset = read_manifest(latest(repository, "resnet18")).dataset
-    on_mnist = dataset is not None and dataset.name == "mnist"
-    train(repository, ("mlp_deep",), "0-9", KEEP)
-    # One epoch over MNIST's 60,000 images is enough here; the few bundled digits need the recipe's.
-    epochs = ["--epochs", "1"] if on_mnist else []
-    train(repository, ("resnet18",), "0-9", KEEP, *epochs)
+    command = [sys.executable, "-m", "deploy.train", "--model-repository", str(repository)]
+    subprocess.run(command, check=True)
 
 
 def _show(repository: Path, address: str, console: Console) -> None:

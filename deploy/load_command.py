@@ -9,9 +9,7 @@ import argparse
 import itertools
 import json
 import math
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,6 +18,7 @@ import numpy as np
 
 from deploy import load
 from model_repository import HOLDOUT, RepositoryError, read_manifest, versions
+from serving import signals
 from serving.client import ADDRESS, RequestFailed
 
 
@@ -30,7 +29,7 @@ class NoImages(Exception):
 def main(argv: Sequence[str] | None = None) -> int:
     """0: all was answered, and no label refused; 1: not so; 2: there is nothing to send."""
     arguments = _parser().parse_args(argv)
-    over = _until_a_signal()
+    over = signals.stopping()  # what is under way then is still finished
     start = time.monotonic()
     try:
         batches = _batches(arguments)
@@ -48,14 +47,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {arguments.address}: {error}", file=sys.stderr)
         return 1
     return 0 if tally.requests and not tally.lost and not tally.refused else 1
-
-
-def _until_a_signal() -> threading.Event:
-    """What is under way when a signal comes is still finished."""
-    over = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: over.set())
-    return over
 
 
 def _batches(arguments: argparse.Namespace) -> list[load.Batch]:

@@ -24,6 +24,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from deploy.ports import reserved_port
+
 CONFIGURATION = Path(__file__).parent / "prometheus"
 HOW_TO_GET_IT = (
     "prometheus is not on the PATH: `apt-get install prometheus` on Debian and Ubuntu,"
@@ -176,12 +178,17 @@ def _configure(directory: Path, targets: Sequence[str], interval: str) -> None:
     for file in CONFIGURATION.glob("*.yml"):
         shutil.copy(file, directory)
     (directory / "targets.json").write_text(json.dumps([{"targets": list(targets)}]))
-    path = directory / "prometheus.yml"
+    (directory / "prometheus.yml").write_text(configuration(interval))
+
+
+def configuration(interval: str) -> str:
+    """The committed prometheus.yml, with another interval of scrapes and of evaluations."""
+    path = CONFIGURATION / "prometheus.yml"
     pattern = r"(?m)^(  (?:scrape|evaluation)_interval): .*$"
     text, replaced = re.subn(pattern, rf"\1: {interval}", path.read_text())
     if replaced != 2:
-        raise PrometheusError(f"{CONFIGURATION / path.name}: expected two intervals to replace")
-    path.write_text(text)
+        raise PrometheusError(f"{path}: expected two intervals to replace")
+    return text
 
 
 def is_free(port: int) -> bool:
@@ -197,9 +204,7 @@ def free_port(port: int) -> int:
     """The port, or any that is free for 0. PrometheusError where it is taken."""
     if port and not is_free(port):
         raise PrometheusError(f"port {port} is taken; set PROMETHEUS_PORT")
-    with socket.create_server(("127.0.0.1", port)) as listener:
-        free: int = listener.getsockname()[1]
-        return free
+    return port or reserved_port()
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:

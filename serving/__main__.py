@@ -5,6 +5,8 @@ import sys
 
 if __name__ == "__main__":
     # Imported here: a health check is to load no model runtime, and is run every few seconds.
+    # ONNX Runtime's builds for Linux report what they run, if they are not told before they load.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     command, arguments = sys.argv[1:2], sys.argv[2:]
     if command == ["healthcheck"]:
         from serving import healthcheck

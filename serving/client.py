@@ -140,7 +140,8 @@ class Client:
         service of Kubernetes names. The name is looked up again when a connection ends.
         With `retry`, calls wait for a server that is away, and are repeated where it went away
         or says that it is UNAVAILABLE, all within their timeout: its restart is a slow answer
-        then. Not so `ready`, which tells how it is now.
+        then. They fail after the fifth such answer, some 5 seconds after the first. Not so
+        `ready`, which tells how it is now.
         """
         self._raw = service == V2_SERVICE
         self._replicas = 1 if load_balancing == "pick_first" else _REPLICAS_ASKED
@@ -218,7 +219,8 @@ class Client:
         """Tell the true label of each prediction, by its class's name; what became of each.
 
         `timeout`, in seconds, is for all of them. A label that is refused fails no other; after
-        RequestFailed all may be sent again, as none is counted twice.
+        RequestFailed all may be sent again, as one server counts none twice. Another replica
+        knows nothing of that: a label that is repeated there, also by `retry`, counts twice.
         """
         if len(prediction_ids) != len(labels):
             raise ValueError(f"{len(prediction_ids)} prediction ids, but {len(labels)} labels")

@@ -18,8 +18,9 @@ V2_SERVICE = "inference.GRPCInferenceService"
 TORCHSERVE_SERVICE = "org.pytorch.serve.grpc.openinference.GRPCInferenceService"
 DIGITS_SERVICE = "digits.v1.Digits"
 
-# What may be repeated: asked twice, each does what it does once. Not ServerReady or ModelReady,
-# which are to say how it is now.
+# What may be repeated: a server that is asked twice does each once, and of replicas two count a
+# label at worst, which is better than none. Not ServerReady or ModelReady, which are to say how it
+# is now.
 _REPEATED = {
     V2_SERVICE: ("ModelInfer", "ModelMetadata"),
     DIGITS_SERVICE: ("SendFeedback", "GetQuality"),

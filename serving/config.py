@@ -321,6 +321,16 @@ class ServerConfig:
             "network", "largest request and answer", unit="bytes", bounds=(1024, 2**31 - 1)
         ),
     )
+    max_connection_age: float = field(
+        default=0.0,
+        metadata=_about(
+            "network",
+            "how long a client's connection lasts until it is asked to make another, after its"
+            " calls in flight: clients that balance learn of new replicas only then; 0 for ever",
+            unit="seconds",
+            bounds=(0, 86400),
+        ),
+    )
     allow_admin: bool = field(
         default=False,
         metadata=_about(

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import logging
-import signal
 import sys
-import threading
 from collections.abc import Mapping, Sequence
-from types import FrameType
 
-from serving import logs
+from serving import logs, signals
 from serving.config import ServerConfig
 from serving.errors import StartupError
 from serving.options import parse
@@ -25,14 +22,14 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     config = parse(argv, environ)
     logs.configure(config.log_level, config.log_format)
     collect_less_often()
-    stopping = _on_signals()
+    stop = signals.stopping()
     try:
         server = _server(config)
         server.start()
     except StartupError as error:
         _tell_operator(error, config.log_format)
         return 1
-    stopping.wait()
+    stop.wait()
     log.info("draining, for at most %g s", config.drain_timeout)
     server.stop()
     log.info("drained")
@@ -49,20 +46,3 @@ def _tell_operator(error: StartupError, log_format: str) -> None:
         log.critical("%s", error)
     else:
         print(f"error: {error}", file=sys.stderr)
-
-
-def _on_signals() -> threading.Event:
-    """An event that the first SIGTERM or SIGINT sets; only SIGINT, pressed again, then kills.
-
-    A second SIGTERM is nobody's impatience: `timeout` and some init processes send two.
-    """
-    stopping = threading.Event()
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        stopping.set()
-
-    for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, stop)
-    return stopping

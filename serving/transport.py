@@ -47,6 +47,7 @@ Finish = Callable[[Any, bytes, Send], None]
 
 def grpc_server(config: ServerConfig) -> grpc.Server:
     """A server without services that listens nowhere yet."""
+    ageing = [("grpc.max_connection_age_ms", round(config.max_connection_age * 1000))]
     return grpc.server(
         ReceivingPool(*THREADS, name="rpc"),
         options=[
@@ -58,6 +59,7 @@ def grpc_server(config: ServerConfig) -> grpc.Server:
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),  # clients may ask, too
             ("grpc.max_receive_message_length", config.max_message_bytes),
             ("grpc.max_send_message_length", config.max_message_bytes),
+            *(ageing if config.max_connection_age else []),
         ],
     )
 

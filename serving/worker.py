@@ -8,7 +8,6 @@ import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection, wait
-from types import FrameType
 from typing import Any
 
 from serving import logs
@@ -113,12 +112,12 @@ def run(order: Order, connection: Connection) -> None:
     logs.configure(order.config.log_level, order.config.log_format, order.number)
     collect_less_often()
     stop, stopping = os.pipe()
-
-    def terminate(number: int, frame: FrameType | None) -> None:
-        os.write(stopping, b"x")
-
+    os.set_blocking(stopping, False)
+    # Written to by Python at once, whichever thread the signal came to; a handler would have to
+    # wait until this thread runs.
+    signal.set_wakeup_fd(stopping, warn_on_full_buffer=False)
+    signal.signal(signal.SIGTERM, lambda *_: None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: it is for the supervisor
-    signal.signal(signal.SIGTERM, terminate)
     try:
         _Worker(order, connection).serve(stop)
     except StartupError as error:

@@ -9,9 +9,11 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -19,6 +21,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
@@ -46,6 +49,10 @@ from training.data import load_dataset
 from training.dataset import Dataset
 
 ROOT = Path(__file__).parent.parent
+# Seconds for what takes a moment: only what is broken takes them all, however busy the machine is.
+PATIENCE = 60.0
+# Seconds until a process that a test has started is killed, all its steps having gone wrong.
+LIFETIME = 5 * PATIENCE
 THREES_AND_SEVENS = ("3", "7")
 IMAGES = TensorSpec("images", "UINT8", (-1, 28, 28))
 CLASSIFIER_OUTPUTS = (
@@ -70,6 +77,16 @@ ECHO_TYPES = {
 }
 
 
+# The same examples on each run, whatever time they take; --hypothesis-profile=default draws others.
+settings.register_profile(
+    "steady",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("steady")
+
 NO_CUDA = pytest.StashKey[str | None]()
 GPU_TESTS_LEFT_OUT = pytest.StashKey[int]()
 
@@ -80,27 +97,40 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect, and so count, what needs MNIST when MNIST_DIR does not say where it is, and what
-    needs Prometheus where it is not installed.
+    """Skip, and so count and name, what needs MNIST when MNIST_DIR does not say where it is, and
+    what needs Prometheus where it is not installed.
 
     What needs a GPU is left out where there is none, and said in the summary: most machines have
-    none, and CI takes anything deselected for a fault.
+    none, and CI takes anything skipped for a fault.
     """
     if not os.environ.get("MNIST_DIR"):
-        _deselect(config, items, "mnist")
+        _skip(items, "mnist", "MNIST_DIR is not set")
     if not (shutil.which("prometheus") and shutil.which("promtool")):
-        _deselect(config, items, "prometheus")
+        _skip(items, "prometheus", "prometheus and promtool are not on the PATH")
     if config.stash[NO_CUDA]:
         gpu = [item for item in items if item.get_closest_marker("gpu")]
         config.stash[GPU_TESTS_LEFT_OUT] = len(gpu)
         items[:] = [item for item in items if item not in gpu]
 
 
-def _deselect(config: pytest.Config, items: list[pytest.Item], marker: str) -> None:
-    needing = [item for item in items if item.get_closest_marker(marker)]
-    if needing:
-        config.hook.pytest_deselected(items=needing)
-        items[:] = [item for item in items if item not in needing]
+def _skip(items: list[pytest.Item], marker: str, reason: str) -> None:
+    for item in items:
+        if item.get_closest_marker(marker):
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker of pytest-xdist tells the process that writes the summary what it left out."""
+    if hasattr(session.config, "workeroutput"):
+        left_out = session.config.stash.get(GPU_TESTS_LEFT_OUT, 0)
+        session.config.workeroutput["gpu_tests_left_out"] = left_out
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Hear of it; every worker leaves out the same, unless it died."""
+    if left_out := getattr(node, "workeroutput", {}).get("gpu_tests_left_out", 0):
+        node.config.stash[GPU_TESTS_LEFT_OUT] = left_out
 
 
 def pytest_terminal_summary(
@@ -114,10 +144,25 @@ def pytest_terminal_summary(
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_torch_thread() -> None:
-    """Threads that wait for each other's turn made small steps thirty times slower on a machine
-    that was busy with something else."""
+def one_torch_thread() -> Iterator[None]:
+    """Here and in what tests start: threads that wait for each other's turn made small steps thirty
+    times slower on a machine that was busy with something else."""
     torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("OMP_NUM_THREADS", "1")
+        yield
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Ask again and again, until it is so."""
+    end = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < end
+
+
+def once_within(seconds: float, measure: Callable[[], float]) -> bool:
+    """Whether one of a few tries takes less: a busy machine makes some slow, a fault all."""
+    return any(measure() < seconds for _ in range(5))
 
 
 @pytest.fixture(scope="session")
@@ -395,12 +440,12 @@ class Process:
         """Read the rest of the log; the exit status."""
         assert self.popen.stderr is not None
         self.log.extend(self.popen.stderr)
-        return self.popen.wait(timeout=30)
+        return self.popen.wait(timeout=PATIENCE)
 
 
 @contextmanager
 def server_process(*arguments: str) -> Iterator[Process]:
-    """Run the server's command line with free ports; killed after a minute or when left."""
+    """Run the server's command line with free ports; killed after LIFETIME or when left."""
     command = [sys.executable, "-m", "serving", "--grpc-port", "0", "--metrics-port", "0"]
     popen = subprocess.Popen(
         [*command, *arguments],
@@ -409,7 +454,7 @@ def server_process(*arguments: str) -> Iterator[Process]:
         stdout=subprocess.DEVNULL,
         text=True,
     )
-    watchdog = threading.Timer(60, popen.kill)
+    watchdog = threading.Timer(LIFETIME, popen.kill)
     watchdog.start()
     try:
         yield Process(popen, [])
@@ -464,12 +509,12 @@ class Load:
     changed: threading.Condition = dataclasses.field(default_factory=threading.Condition)
     over: threading.Event = dataclasses.field(default_factory=threading.Event)
 
-    def wait_for(self, version: str, timeout: float = 20) -> bool:
+    def wait_for(self, version: str, timeout: float = PATIENCE) -> bool:
         """Whether an answer of that version came, or comes in time."""
         with self.changed:
             return self.changed.wait_for(lambda: version in self.versions, timeout)
 
-    def wait_for_answers(self, more: int, timeout: float = 20) -> bool:
+    def wait_for_answers(self, more: int, timeout: float = PATIENCE) -> bool:
         """Whether so many more answers come in time."""
         with self.changed:
             target = self.answers + more
@@ -484,7 +529,7 @@ class Load:
             while not self.over.is_set():
                 values = random.integers(1, 1000, random.integers(1, 5)).astype(np.float32)
                 try:
-                    answer = stub.ModelInfer(times_request(*values), timeout=20)
+                    answer = stub.ModelInfer(times_request(*values), timeout=PATIENCE)
                 except grpc.RpcError as error:
                     self.add("", str(error))
                     continue
@@ -500,6 +545,20 @@ class Load:
             self.versions.add(version)
             self.faults += [fault] if fault else []
             self.changed.notify_all()
+
+
+def crowd(running: Running, request: pb.ModelInferRequest) -> list[Any]:
+    """Calls of which some were refused for want of room: twenty at a time, again where the server
+    was quicker than we."""
+    calls: list[Any] = []
+
+    def one_is_refused() -> bool:
+        more = [running.stub.ModelInfer.future(request, timeout=LIFETIME) for _ in range(20)]
+        calls.extend(more)
+        return grpc.StatusCode.RESOURCE_EXHAUSTED in {call.code() for call in more}
+
+    until(one_is_refused)
+    return calls
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import grpc
 import pytest
-from conftest import Running, publish_times, running_server, times_request
+from conftest import PATIENCE, Running, publish_times, running_server, times_request
 
 from serving import logs
 from serving.access import Finished, Timing
@@ -232,7 +232,7 @@ def test_a_traced_request_is_one_line_that_says_what_it_cost(
     request = times_request(1, 2, 3)
     request.id = 'no. 5 "quoted"'
     _, call = administered.stub.ModelInfer.with_call(request)
-    assert administered.server.inference.wait_until_idle(10)
+    assert administered.server.inference.wait_until_idle(PATIENCE)
     (facts,) = [vars(r) for r in lines.records if r.name == "serving.trace"]
     assert traced(lines) == [("times", 'no. 5 "quoted"')]
     assert (facts["version"], facts["rows"], facts["batch_rows"]) == ("1", 3, 3)
@@ -242,7 +242,7 @@ def test_a_traced_request_is_one_line_that_says_what_it_cost(
     told = change_trace(administered, "times", trace_level=[], trace_rate=[])
     assert told == change_trace(administered)
     administered.stub.ModelInfer(request)
-    assert administered.server.inference.wait_until_idle(10)
+    assert administered.server.inference.wait_until_idle(PATIENCE)
     assert len(traced(lines)) == 1
 
 

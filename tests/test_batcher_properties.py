@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, event, given, settings
+from conftest import PATIENCE
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from serving.batch import Answer, Outcome, Request, Tensors, padded, split, stack
@@ -28,18 +29,8 @@ from serving.errors import (
 )
 from serving.request_queue import RequestQueue
 
-PATIENCE = 20.0  # seconds; only a broken batcher takes them
 SENDERS = 3
 PADDING = 0  # what a row that fills a bucket holds; requests' rows hold other numbers
-
-# The same examples on each run, though not the same order of the threads' steps; and no deadline
-# for one, as a machine may be busy.
-steady = settings(
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -231,7 +222,7 @@ def expected(each: Sent, setting: Setting) -> set[type[Answer | ServingError]]:
     return may
 
 
-@settings(steady, max_examples=500)
+@settings(max_examples=500)
 @given(setting=a_setting(), made=st.lists(plans, min_size=1, max_size=30))
 def test_every_request_gets_exactly_its_own_answer_or_one_error(
     setting: Setting, made: list[Plan]
@@ -346,7 +337,7 @@ def first_batch(waiting: list[Request], max_rows: int) -> list[Request]:
     return waiting[:count]
 
 
-@settings(steady, max_examples=200)
+@settings(max_examples=200)
 @given(todo=st.lists(steps, max_size=40))
 def test_the_queue_keeps_order_and_count_through_whatever_is_done_to_it(
     todo: list[tuple[Any, ...]],
@@ -381,7 +372,7 @@ def test_the_queue_keeps_order_and_count_through_whatever_is_done_to_it(
     assert (queue.count, queue.rows) == (0, 0)
 
 
-@settings(steady, max_examples=100)
+@settings(max_examples=100)
 @given(
     sizes=st.lists(st.integers(0, 5), min_size=1, max_size=8),
     buckets=st.lists(st.integers(1, 40), max_size=3, unique=True).map(sorted),

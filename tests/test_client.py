@@ -12,9 +12,19 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-from conftest import Digits, Running, publish_classifier, running_server
+from conftest import (
+    PATIENCE,
+    Digits,
+    Running,
+    publish_classifier,
+    publish_times,
+    running_server,
+    times_request,
+    under_load,
+)
 from PIL import Image
 
+from deploy.ports import reserved_port
 from serving.client import Client, Drift, Interval, ModelQuality, RequestFailed, main
 from serving.client_channel import TORCHSERVE_SERVICE
 from serving.client_commands import described
@@ -54,20 +64,15 @@ def test_a_refusal_carries_the_servers_status_and_words(running: Running, digits
     assert str(caught.value) == "NOT_FOUND: model 'resnet' is unknown"
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        return int(closed.getsockname()[1])
-
-
 def test_readiness_is_that_of_the_server_or_of_one_model(running: Running) -> None:
     with Client(running.address) as client:
         assert client.ready()
         assert client.ready(model="classifier")
         assert not client.ready(model="nobody")
-    with Client(f"127.0.0.1:{free_port()}", retry=True) as client:
+    with Client(f"127.0.0.1:{reserved_port()}", retry=True) as client:
         start = time.monotonic()
-        assert not client.ready(timeout=20)
-        assert time.monotonic() - start < 10  # it did not wait for one to come
+        assert not client.ready(timeout=PATIENCE)
+        assert time.monotonic() - start < PATIENCE / 2  # it did not wait for one to come
 
 
 def test_the_service_is_called_by_the_name_it_is_given(running: Running, digits: Digits) -> None:
@@ -91,7 +96,7 @@ def test_a_name_with_several_addresses_is_asked_in_turns(digits: Digits, tmp_pat
                 answers = (client.classify(image, "classifier") for _ in range(requests))
                 return Counter(answer.version for answer in answers)
 
-            end = time.monotonic() + 10
+            end = time.monotonic() + PATIENCE
             while len(versions(2)) < 2 and time.monotonic() < end:
                 pass  # until both are connected
             assert versions(10) == {"1": 5, "2": 5}
@@ -102,14 +107,14 @@ def test_a_name_with_several_addresses_is_asked_in_turns(digits: Digits, tmp_pat
 @pytest.mark.parametrize("rows", [1, 500])  # gRPC by itself repeats none beyond 256 KiB
 def test_with_retry_a_restart_is_a_slow_answer(rows: int, digits: Digits, tmp_path: Path) -> None:
     publish_classifier(tmp_path, digits)
-    port = free_port()
+    port = reserved_port()
     images = np.resize(digits.images, (rows, 28, 28))
     answers, over = Counter[int](), threading.Event()
 
     def ask(caller: int) -> None:
         with Client(f"127.0.0.1:{port}", retry=True) as client:
             while not over.is_set():
-                client.classify(images, "classifier", timeout=30, rows_per_request=rows)
+                client.classify(images, "classifier", timeout=PATIENCE, rows_per_request=rows)
                 answers[caller] += 1
 
     with ThreadPoolExecutor(2) as pool:
@@ -117,7 +122,7 @@ def test_with_retry_a_restart_is_a_slow_answer(rows: int, digits: Digits, tmp_pa
         for restart in range(3):
             with running_server(tmp_path, grpc_port=port, max_batch_size=512):
                 wanted = {caller: answers[caller] + 3 for caller in range(2)}
-                end = time.monotonic() + 20
+                end = time.monotonic() + PATIENCE
                 while any(answers[each] < wanted[each] for each in wanted):
                     assert time.monotonic() < end
                     assert not any(call.done() for call in calls)
@@ -125,6 +130,21 @@ def test_with_retry_a_restart_is_a_slow_answer(rows: int, digits: Digits, tmp_pa
                 if restart == 2:
                     over.set()
                     assert [call.result() for call in calls] == [None, None]
+
+
+def test_connections_that_have_to_be_renewed_lose_no_request(tmp_path: Path) -> None:
+    publish_times(tmp_path)
+    with running_server(tmp_path, max_connection_age=0.1) as running:
+        states: list[grpc.ChannelConnectivity] = []
+        running.channel.subscribe(heard := states.append)
+        with under_load(running.address) as load:
+            end = time.monotonic() + PATIENCE
+            while states.count(grpc.ChannelConnectivity.READY) < 4 and time.monotonic() < end:
+                running.stub.ModelInfer(times_request(1.0))
+        running.channel.unsubscribe(heard)
+    assert states.count(grpc.ChannelConnectivity.READY) >= 4
+    assert load.answers > 20
+    assert load.faults == []
 
 
 def save_png(path: Path, digits: Digits, index: int) -> str:

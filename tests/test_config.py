@@ -53,6 +53,7 @@ def test_every_option_can_be_set_either_way() -> None:
         "metrics_port": 8,
         "triton_metrics": True,
         "max_message_bytes": 9000,
+        "max_connection_age": 600.0,
         "allow_admin": True,
         "workers": 2,
         "drain_timeout": 10.5,

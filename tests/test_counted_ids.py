@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from serving import counter_directory
@@ -23,8 +23,6 @@ from serving.counters import Counters, Merge, Record, Series
 
 SERIES = Series(Merge.SUM, "counted")
 CAPACITY = 4 * WAYS
-# The same examples on each run, and no deadline for one, as a machine may be busy.
-steady = settings(deadline=None, derandomize=True, database=None)
 SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -36,7 +34,6 @@ def digests(numbers: list[int]) -> list[bytes]:
     return [number.to_bytes(8, "big") for number in numbers]
 
 
-@steady
 @given(st.lists(st.lists(st.integers(1, 3000) | st.integers(1, 2**64 - 1), max_size=300)))
 def test_it_counts_as_a_set_does_whose_buckets_forget_their_oldest(calls: list[list[int]]) -> None:
     buckets: list[OrderedDict[int, None]] = [OrderedDict() for _ in range(CAPACITY // WAYS)]

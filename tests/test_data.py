@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
@@ -143,7 +143,6 @@ def test_nonsense_in_classes_is_named(text: str, fault: str) -> None:
     assert str(raised.value) == fault
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(TEN), min_size=2, unique=True))
 def test_any_distinct_digits_are_classes(names: list[str]) -> None:
     assert parse_classes(",".join(names)) == tuple(names)
@@ -352,7 +351,6 @@ def test_a_data_directory_without_mnist_is_an_error(source: str, tmp_path: Path)
     assert str(raised.value) == f"{tmp_path}: has no train-images-idx3-ubyte[.gz]"
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=64))
 def test_arbitrary_bytes_are_no_idx_file_but_by_a_right_header(content: bytes) -> None:
     with pytest.raises(DataError):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
@@ -236,7 +236,6 @@ def test_an_image_of_too_many_pixels_is_refused(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-@settings(deadline=None)
 @given(data=st.data())
 def test_damaged_files_raise_image_error_or_are_read(kind: str, data: st.DataObject) -> None:
     whole = encoded(Image.linear_gradient("L").resize((40, 40)), kind)

@@ -21,6 +21,7 @@ import pytest
 from conftest import (
     CLASSIFIER_OUTPUTS,
     IMAGES,
+    PATIENCE,
     THREES_AND_SEVENS,
     Digits,
     Running,
@@ -74,7 +75,7 @@ def ids_of(answer: inference_pb2.ModelInferResponse) -> list[str]:
 
 
 def feedback_count(running: Running, **labels: str) -> float:
-    text = urllib.request.urlopen(running.metrics_url, timeout=10).read().decode()
+    text = urllib.request.urlopen(running.metrics_url, timeout=PATIENCE).read().decode()
     samples = [s for f in text_string_to_metric_families(text) for s in f.samples]
     return sum(
         s.value
@@ -247,7 +248,7 @@ def test_a_stream_answers_each_label_in_its_order(
     ids = ids_of(taking.stub.ModelInfer(images_request(digits.images[:20])))
     items = [pb.Feedback(prediction_id=text, label="3") for text in (*ids, ids[7], "no id")]
     before = feedback_count(taking)
-    results = list(stub.StreamFeedback(iter(items), timeout=20))
+    results = list(stub.StreamFeedback(iter(items), timeout=PATIENCE))
     outcomes = [NAMES.Name(each.outcome) for each in results]
     assert outcomes == ["COUNTED"] * 20 + ["REPEATED", "MALFORMED"]
     assert feedback_count(taking) == before + 20
@@ -260,7 +261,7 @@ def test_a_stream_is_answered_while_it_is_open(
     ids = ids_of(taking.stub.ModelInfer(images_request(digits.images[:5])))
     sending: SimpleQueue[pb.Feedback | None] = SimpleQueue()
     requests = cast(Iterator[pb.Feedback], iter(sending.get, None))
-    answers = iter(stub.StreamFeedback(requests, timeout=20))
+    answers = iter(stub.StreamFeedback(requests, timeout=PATIENCE))
     results = []
     for text in ids:
         sending.put(pb.Feedback(prediction_id=text, label="7"))
@@ -295,7 +296,7 @@ class Open:
         self._sending: SimpleQueue[pb.Feedback | None] = SimpleQueue()
         self._sending.put(pb.Feedback(prediction_id="no id", label="3"))
         requests = cast(Iterator[pb.Feedback], iter(self._sending.get, None))
-        self._call: Any = stub.StreamFeedback(requests, timeout=60)
+        self._call: Any = stub.StreamFeedback(requests, timeout=PATIENCE)
 
     def answer(self) -> str:
         """What became of the label, or of the stream."""
@@ -318,7 +319,7 @@ def test_streams_have_a_limit_and_those_that_are_cancelled_make_room(
     refused = streams[-1].answer()
     for each in streams:
         each.cancel()
-    end = time.monotonic() + 20
+    end = time.monotonic() + PATIENCE
     after = refused
     while after == refused and time.monotonic() < end:  # the server hears of it in a moment
         last = Open(stub)

@@ -45,6 +45,16 @@ def test_the_command_prints_a_line_for_each_and_exits_with_0(repository: Path) -
     assert subjects[-3:] == ["classifier/1", "echo/1", "echo_fixed/1"]
 
 
+def test_onnx_runtime_keeps_no_identity_to_report_to_its_maker(
+    repository: Path, tmp_path: Path
+) -> None:
+    """Its builds for Linux make up one, in the home directory, where they are to report."""
+    command = [sys.executable, "-m", "serving", "doctor", "--model-repository", str(repository)]
+    environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    subprocess.run(command, check=False, cwd=ROOT, env=environ, stdout=subprocess.PIPE, timeout=60)
+    assert list(tmp_path.rglob("*")) == []
+
+
 def test_a_damaged_version_is_a_problem_if_it_would_be_served(
     tmp_path: Path, digits: Digits, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -218,7 +218,11 @@ def test_a_part_that_is_whole_needs_no_mirror(dead: str, tmp_path: Path) -> None
     assert downloaded(tmp_path) == CONTENT
 
 
-@pytest.mark.parametrize("lie", [gzip.compress(b"other"), b"<html>log in</html>", PACKED[:-9]])
+@pytest.mark.parametrize(
+    "lie",
+    [gzip.compress(b"other"), b"<html>log in</html>", PACKED[:-9]],
+    ids=["another file", "a page", "cut off"],
+)
 def test_wrong_content_is_dropped_for_the_next_mirrors(
     lie: bytes, serve: Serve, tmp_path: Path
 ) -> None:
@@ -237,7 +241,7 @@ def test_wrong_content_everywhere_leaves_nothing_and_names_the_file(
 
 def test_a_silent_mirror_is_given_up_after_the_timeout(serve: Serve, tmp_path: Path) -> None:
     mirror = serve({f"{STEM}.gz": PACKED}, stall=threading.Event())
-    assert "timed out" in failure(tmp_path, published(mirror), timeout=0.2)
+    assert "timed out" in failure(tmp_path, published(mirror), timeout=2.0)
     assert names(tmp_path) == [f"{STEM}.gz.part"]
 
 

@@ -7,13 +7,14 @@ import os
 import re
 import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 import numpy as np
-from conftest import Digits, publish_classifier
+from conftest import PATIENCE, Digits, publish_classifier
 from test_digits_service import ids_of, images_request
 from test_workers import Workers, supervised
 
@@ -35,7 +36,7 @@ class Connection:
         request = pb.SendFeedbackRequest(
             feedback=[pb.Feedback(prediction_id=text, label=label) for text, label in items]
         )
-        answer = self.digits.SendFeedback(request, timeout=20, wait_for_ready=True)
+        answer = self.digits.SendFeedback(request, timeout=PATIENCE, wait_for_ready=True)
         return [NAMES.Name(each.outcome) for each in answer.results]
 
 
@@ -52,7 +53,7 @@ def predict(workers: Workers, digits: Digits) -> list[tuple[str, int]]:
     for start in range(0, len(digits.images), 16):
         with connection(workers) as one:
             request = images_request(digits.images[start : start + 16])
-            answer = one.inference.ModelInfer(request, timeout=20, wait_for_ready=True)
+            answer = one.inference.ModelInfer(request, timeout=PATIENCE, wait_for_ready=True)
             labels = np.frombuffer(answer.raw_output_contents[1], "<i8").tolist()
             predicted += zip(ids_of(answer), labels, strict=True)
     return predicted
@@ -60,7 +61,8 @@ def predict(workers: Workers, digits: Digits) -> list[tuple[str, int]]:
 
 def send_until_taken(workers: Workers, items: list[tuple[str, str]]) -> Counter[str]:
     """By a connection for each try: one that is cut off while a worker dies is made again."""
-    for _ in range(20):
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
         with contextlib.suppress(grpc.RpcError), connection(workers) as one:
             return Counter(one.send(items))
     raise AssertionError("no worker took the labels")
@@ -73,7 +75,7 @@ def check(workers: Workers, expected: Counter[tuple[str, str]]) -> None:
         assert workers.metric(name, truth=truth, predicted=predicted) == count
     assert workers.metric(name) == expected.total()
     with connection(workers) as one:
-        (model,) = one.digits.GetQuality(pb.GetQualityRequest(), timeout=20).models
+        (model,) = one.digits.GetQuality(pb.GetQualityRequest(), timeout=PATIENCE).models
     assert {(c.truth, c.predicted): c.count for c in model.confusion} == dict(expected)
     assert model.feedback_count == expected.total()
 
@@ -123,7 +125,7 @@ def test_a_worker_is_replaced_though_its_labels_cannot_be_settled(
         workers = process.started()
         with connection(workers) as one:
             (text, *_) = ids_of(
-                one.inference.ModelInfer(images_request(digits.images[:1]), timeout=20)
+                one.inference.ModelInfer(images_request(digits.images[:1]), timeout=PATIENCE)
             )
         table = table_of(workers.pids[0])
         aside = table.with_name("aside")

@@ -12,6 +12,7 @@ import pytest
 from conftest import (
     CLASSIFIER_OUTPUTS,
     IMAGES,
+    PATIENCE,
     Digits,
     publish_slow,
     running_server,
@@ -227,7 +228,7 @@ def test_a_server_on_a_gpu_tells_how_it_is_used(
     with running_server(repository, **options, triton_metrics=True) as running:
         with Client(running.address) as client:
             client.classify(digits.images[:16], "classifier", rows_per_request=16)
-        text = urllib.request.urlopen(running.metrics_url, timeout=10).read().decode()
+        text = urllib.request.urlopen(running.metrics_url, timeout=PATIENCE).read().decode()
     lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if "gpu_uuid=" in line)
     found: dict[str, list[float]] = {}
     for series, value in lines.items():

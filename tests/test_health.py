@@ -9,12 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
+from conftest import PATIENCE
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.health import HealthServicer
 
 HEALTH = health_pb2.HealthCheckResponse
-PATIENCE = 20.0  # seconds; only a server that hangs takes them
 CODE = grpc.StatusCode
 
 

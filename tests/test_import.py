@@ -16,7 +16,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import CLASSIFIER_OUTPUTS, IMAGES, Digits, Running, save, save_classifier
+from conftest import CLASSIFIER_OUTPUTS, IMAGES, PATIENCE, Digits, Running, save, save_classifier
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
@@ -241,7 +241,9 @@ def test_imported_models_are_served(transformer: Exported, serve: Serve, tmp_pat
         mixed.inputs.add(name="factor", datatype="FP64", shape=[])
         factor = np.float64(0.5).tobytes()
         mixed.raw_input_contents.extend([points.tobytes(), text, b"\x00\x01", factor])
-        of_block, of_mixed = (running.stub.ModelInfer(each, timeout=10) for each in (block, mixed))
+        of_block, of_mixed = (
+            running.stub.ModelInfer(each, timeout=PATIENCE) for each in (block, mixed)
+        )
     scores = np.frombuffer(of_block.raw_output_contents[0], np.float32).reshape(2, 3)
     expected = answers(transformer.path, tokens=tokens, mask=mask)[0]
     np.testing.assert_allclose(scores, expected, atol=1e-5)

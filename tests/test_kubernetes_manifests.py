@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterator
 from dataclasses import fields
@@ -266,11 +267,16 @@ def test_the_images_are_of_this_version() -> None:
         (path.parent.name, image["name"]): image["newTag"]
         for path in KUBERNETES.rglob("kustomization.yaml")
         for image in one(path).get("images", [])
-        if image["name"].startswith("digits-") and path.parent.name in ("base", "gpu", "kserve")
+        if image["name"].startswith("digits-")
     }
     assert tags == {
         ("base", "digits-serving"): version,
         ("base", "digits-training"): version,
         ("gpu", "digits-serving"): f"{version}-gpu",
         ("kserve", "digits-serving"): version,
+        ("distributed-training", "digits-training"): version,
+    }
+    readme = (KUBERNETES / "README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"digits-(?:[$]image|training|serving):([0-9][\w.]*)", readme)) == {
+        version
     }

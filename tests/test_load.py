@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -128,7 +128,7 @@ def wait_for_labels(client: Client, above: int) -> None:
 @pytest.mark.slow
 def test_a_server_that_is_restarted_meanwhile_loses_nothing(proven: Path, tmp_path: Path) -> None:
     key = tmp_path / "key"
-    key.write_bytes(os.urandom(32))
+    key.write_text(secrets.token_hex(32))
     port = str(free_port(0))
     flags = ["--grpc-port", port, "--feedback-key-file", str(key)]
     flags += ["--model-repository", str(proven)]

@@ -22,6 +22,7 @@ import grpc
 import numpy as np
 import pytest
 from conftest import (
+    PATIENCE,
     ROOT,
     Process,
     publish_model,
@@ -76,7 +77,7 @@ def parsed(process: Process) -> list[dict[str, Any]]:
 
 def refused(stub: pb_grpc.GRPCInferenceServiceStub, request: pb.ModelInferRequest) -> str:
     with pytest.raises(grpc.RpcError) as caught:
-        stub.ModelInfer(request, timeout=20)
+        stub.ModelInfer(request, timeout=PATIENCE)
     return f"{caught.value.code().name}: {caught.value.details()}"
 
 
@@ -96,7 +97,7 @@ def test_every_line_of_a_server_is_json_and_a_failure_is_one_of_them(models: Pat
     ):
         address = process.wait_for(r"gRPC on ([\w.:]+)")[1]
         stub = pb_grpc.GRPCInferenceServiceStub(stack.enter_context(grpc.insecure_channel(address)))
-        assert stub.ModelInfer(lookup_request(1, 3), timeout=20).model_name == "lookup"
+        assert stub.ModelInfer(lookup_request(1, 3), timeout=PATIENCE).model_name == "lookup"
         said = refused(stub, lookup_request(9, request_id="no. 5\nof 7"))
         assert said == "INTERNAL: the model failed; the server's log says why"
         unnamed = refused(stub, lookup_request(9))
@@ -126,7 +127,7 @@ def test_a_failure_is_found_by_the_id_of_its_call_whatever_else_is_logged(
     metadata = (("x-request-id", "of the call"),)
     with running_server(models, access_log=access_log) as running:
         with pytest.raises(grpc.RpcError) as caught:
-            running.stub.ModelInfer(lookup_request(9), timeout=20, metadata=metadata)
+            running.stub.ModelInfer(lookup_request(9), timeout=PATIENCE, metadata=metadata)
         assert caught.value.details() == "the model failed; the server's log says why"
     (failure,) = [vars(each) for each in caplog.records if each.name == "serving.status"]
     names = {name: failure[name] for name in ("request_id", "model", "version")}
@@ -240,9 +241,9 @@ def test_a_scrape_that_fails_is_a_line(
     scraped: MetricsServer, said: SimpleQueue[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(urllib.error.HTTPError) as caught:
-        urllib.request.urlopen(f"http://localhost:{scraped.port}/metrics", timeout=10)
+        urllib.request.urlopen(f"http://localhost:{scraped.port}/metrics", timeout=PATIENCE)
     caught.value.close()
-    assert (caught.value.code, said.get(timeout=10)) == (500, "a scrape failed")
+    assert (caught.value.code, said.get(timeout=PATIENCE)) == (500, "a scrape failed")
     assert capfd.readouterr().err == ""
 
 
@@ -255,7 +256,7 @@ def test_a_scraper_that_goes_away_is_a_line(
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, now)
     assert re.fullmatch(
         r"a scrape from \('127.0.0.1', \d+\) failed: ConnectionResetError\(.*\)",
-        said.get(timeout=10),
+        said.get(timeout=PATIENCE),
     )
     assert capfd.readouterr().err == ""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, Digits
+from conftest import PATIENCE, ROOT, Digits
 
 from deploy import load
 from deploy.agreement import one_bucket_above
@@ -54,7 +54,12 @@ def observe(models: Path, *options: str, **environment: str) -> subprocess.Compl
     command = [sys.executable, "-m", "deploy.observe", "--once", "--model-repository", str(models)]
     variables = {**os.environ, **environment}
     return subprocess.run(
-        [*command, *options], cwd=ROOT, env=variables, capture_output=True, text=True, timeout=60
+        [*command, *options],
+        cwd=ROOT,
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
 
 

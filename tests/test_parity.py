@@ -53,7 +53,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, digits_3_7: Dataset) -> Pat
 def compare(models: Path, output: Path) -> int:
     arguments = ["--model-repository", str(models), "--models", "linear", "--dataset", "digits"]
     arguments += ["--torchserve", str(output / "absent"), "--output", str(output)]
-    return main([*arguments, "--rounds", "3"])
+    return main([*arguments, "--requests", "3"])
 
 
 def test_what_runs_here_agrees_and_what_does_not_is_named(
@@ -77,7 +77,7 @@ def test_what_runs_here_agrees_and_what_does_not_is_named(
     )
     text = capsys.readouterr().out
     assert f"give eager PyTorch's label for each of {images} images" in text
-    assert "MNIST was not there, so this is no full check" in text
+    assert "from digits; without MNIST, this is no full check" in text
     page = (tmp_path / "parity.html").read_text()
     assert page.count("<tr>") == 1 + len(record["rows"])
     assert not re.search(r"https?://|src=|@import|url\(", page)

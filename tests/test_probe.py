@@ -19,15 +19,18 @@ import pytest
 from conftest import (
     CLASSIFIER_OUTPUTS,
     IMAGES,
+    PATIENCE,
     THREES_AND_SEVENS,
     Digits,
     Running,
+    once_within,
     publish_times,
     running_server,
     save,
     save_classifier,
     server_process,
     times_request,
+    until,
 )
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from numpy.typing import NDArray
@@ -52,7 +55,6 @@ from serving.probe import Prober
 from serving.registry import ModelRegistry, ServedModel, State
 
 OFTEN = 0.05  # seconds between two probes
-PATIENCE = 20.0  # seconds; only a broken server takes them
 HEALTH = health_pb2.HealthCheckResponse
 CODE = grpc.StatusCode
 Run = Callable[[Tensors], Tensors]
@@ -178,7 +180,7 @@ def refusal(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
 
 
 def scrape(running: Running) -> Samples:
-    text = urllib.request.urlopen(running.metrics_url, timeout=10).read().decode()
+    text = urllib.request.urlopen(running.metrics_url, timeout=PATIENCE).read().decode()
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(text)
@@ -333,9 +335,7 @@ def test_while_the_newest_version_is_suspended_an_older_one_is_served(
         session = corruptible(running, versions[1])
         assert ask(running, digits.images[:1]).model_version == "2"
         session.corrupt()
-        end = time.monotonic() + PATIENCE
-        while is_ready(running, "2"):
-            assert time.monotonic() < end
+        until(lambda: not is_ready(running, "2"))
         assert ask(running, digits.images[:1]).model_version == "1"
         assert is_ready(running)
         assert running.stub.ServerReady(pb.ServerReadyRequest()).ready
@@ -360,9 +360,7 @@ def test_a_poll_takes_an_older_version_in_place_of_a_suspended_one_which_stays_l
                 assert registry.find("proven", 2) is suspended
                 assert ask(running, digits.images[:1]).model_version == "1"
             session.restore()
-            end = time.monotonic() + PATIENCE
-            while not is_ready(running, "2"):
-                assert time.monotonic() < end
+            until(lambda: is_ready(running, "2"))
             control.poll()
         assert registry.loaded_versions("proven") == [2]
         assert ask(running, digits.images[:1]).model_version == "2"
@@ -580,12 +578,6 @@ def test_a_version_without_a_holdout_is_not_probed(bench: Callable[..., Bench]) 
     assert its.value("probe_passed") is None
 
 
-def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < end
-
-
 def fill(its: Bench, count: int) -> list[Outcome]:
     """So many callers' requests, of which one is running and held."""
     outcomes: list[Outcome] = []
@@ -624,19 +616,25 @@ def test_a_later_probe_that_callers_leave_no_room_for_is_soon_made_up_for(
     bench: Callable[..., Bench], caplog: pytest.LogCaptureFixture
 ) -> None:
     its = bench(max_queue_size=2, instance_count=1)
-    prober = Prober(its.registry, interval=3.0, patience=0.01)
+    interval = 2.0
+    prober = Prober(its.registry, interval, patience=0.01)
+
+    def seconds_until_made_up_for() -> float:
+        caplog.clear()
+        outcomes = fill(its, 2)
+        until(lambda: "is not done" in caplog.text)
+        its.switch.rows.clear()
+        late = time.monotonic()
+        its.switch.go.set()
+        until(lambda: sum(its.switch.rows) >= 2 + 50)
+        assert [type(outcome) for outcome in outcomes] == [Answer] * 2
+        return time.monotonic() - late
+
     with caplog.at_level(logging.WARNING):
         prober.start()
         until(lambda: its.value("probe_passed") == 1)
-        outcomes = fill(its, 2)
-        until(lambda: "is not done" in caplog.text)
-    its.switch.rows.clear()
-    late = time.monotonic()
-    its.switch.go.set()
-    until(lambda: sum(its.switch.rows) >= 50)
-    assert time.monotonic() - late < 2.5  # not with the next probe that is due
+        assert once_within(0.8 * interval, seconds_until_made_up_for)  # not when the next is due
     prober.stop()
-    assert [type(outcome) for outcome in outcomes] == [Answer] * 2
 
 
 def test_a_version_that_is_unloaded_meanwhile_has_not_failed(bench: Callable[..., Bench]) -> None:

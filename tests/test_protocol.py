@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from conftest import SLOW_SIZE, Digits, Running, publish_slow
+from conftest import PATIENCE, SLOW_SIZE, Digits, Running, crowd, publish_slow
 
 from serving.pb import inference_pb2 as pb
 from serving.servicer import SERVICE
@@ -57,7 +57,7 @@ def test_every_method_of_the_service_is_answered(running: Running) -> None:
     """None is unknown to the server, which gRPC would tell by 'Method not found!'."""
     for method in SERVICE.methods:
         path = f"/{SERVICE.full_name}/{method.name}"
-        call = running.channel.stream_stream(path, bytes, bytes)(iter([b""]), timeout=10)
+        call = running.channel.stream_stream(path, bytes, bytes)(iter([b""]), timeout=PATIENCE)
         with contextlib.suppress(grpc.RpcError):  # an empty request may be refused
             list(call)
         assert "Method not found" not in str(call.details())
@@ -171,7 +171,7 @@ def test_a_stream_answers_every_request_by_id_and_errors_one_by_one(
     requests[9].raw_input_contents[0] = b"short"
     answers = {
         answer.infer_response.id: answer
-        for answer in running.stub.ModelStreamInfer(iter(requests), timeout=30)
+        for answer in running.stub.ModelStreamInfer(iter(requests), timeout=PATIENCE)
     }
     assert set(answers) == {str(i) for i in range(60)}
     failed = {name: a.error_message for name, a in answers.items() if a.error_message}
@@ -190,10 +190,10 @@ def test_a_stream_answers_while_the_caller_still_sends(running: Running, digits:
 
     def requests() -> Iterator[pb.ModelInferRequest]:
         yield images_request(digits.images[:1], name="first")
-        assert answered.wait(10)
+        assert answered.wait(PATIENCE)
         yield images_request(digits.images[:1], name="second")
 
-    stream: Any = running.stub.ModelStreamInfer(requests(), timeout=30)
+    stream: Any = running.stub.ModelStreamInfer(requests(), timeout=PATIENCE)
     assert next(stream).infer_response.id == "first"
     answered.set()
     assert [answer.infer_response.id for answer in stream] == ["second"]
@@ -204,23 +204,23 @@ def test_a_stream_of_more_than_its_window_is_answered_whole(
 ) -> None:
     count = STREAM_WINDOW + 100
     requests = (images_request(digits.images[:1], name=str(i)) for i in range(count))
-    answers = list(running.stub.ModelStreamInfer(requests, timeout=60))
+    answers = list(running.stub.ModelStreamInfer(requests, timeout=PATIENCE))
     assert {answer.infer_response.id for answer in answers} == {str(i) for i in range(count)}
 
 
 def test_a_stream_that_is_cancelled_leaves_the_queue(slow: Running) -> None:
     requests = [slow_request(str(i)) for i in range(3)]
-    stream: Any = slow.stub.ModelStreamInfer(iter(requests), timeout=30)
+    stream: Any = slow.stub.ModelStreamInfer(iter(requests), timeout=PATIENCE)
     next(stream)
     stream.cancel()
-    assert slow.stub.ModelInfer(slow_request("next"), timeout=30).id == "next"
-    assert slow.server.inference.wait_until_idle(10)
+    assert slow.stub.ModelInfer(slow_request("next"), timeout=PATIENCE).id == "next"
+    assert slow.server.inference.wait_until_idle(PATIENCE)
 
 
 def test_a_full_queue_refuses_at_once_and_says_when_to_try_again(slow: Running) -> None:
-    futures = [slow.stub.ModelInfer.future(slow_request(), timeout=60) for _ in range(12)]
-    refused = [f for f in futures if f.code() is CODE.RESOURCE_EXHAUSTED]
-    assert len(refused) >= 6
+    calls = crowd(slow, slow_request())
+    refused = [call for call in calls if call.code() is CODE.RESOURCE_EXHAUSTED]
+    assert {call.code() for call in calls} == {CODE.OK, CODE.RESOURCE_EXHAUSTED}
     trailers = dict(refused[0].trailing_metadata())
     assert 1 <= int(trailers["grpc-retry-pushback-ms"]) < 60_000
     assert refused[0].details() == "2 requests are already waiting"
@@ -229,32 +229,34 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_try_again(slow: Running) 
 def test_beyond_its_room_the_server_refuses_requests_unread(serve: Serve, tmp_path: Path) -> None:
     publish_slow(tmp_path)
     with serve(tmp_path, max_batch_size=1, max_in_flight=3) as own:
-        futures = [own.stub.ModelInfer.future(slow_request(), timeout=60) for _ in range(20)]
-        refused = [f for f in futures if f.code() is CODE.RESOURCE_EXHAUSTED]
-        assert len(refused) >= 10
+        calls = crowd(own, slow_request())
+        refused = [call for call in calls if call.code() is CODE.RESOURCE_EXHAUSTED]
         assert {f.details() for f in refused} == {"the server is overloaded"}
         assert int(dict(refused[0].trailing_metadata())["grpc-retry-pushback-ms"]) >= 10
-        assert {f.code() for f in futures if f not in refused} == {CODE.OK}
-        assert own.stub.ModelInfer(slow_request("after"), timeout=60).id == "after"
+        assert {call.code() for call in calls if call not in refused} == {CODE.OK}
+        assert own.stub.ModelInfer(slow_request("after"), timeout=PATIENCE).id == "after"
 
 
-def test_a_timeout_parameter_ends_the_wait_in_the_queue(slow: Running) -> None:
-    running = slow.stub.ModelInfer.future(slow_request(), timeout=60)
-    late = slow_request()
-    late.parameters["timeout"].int64_param = 1000  # microseconds; a run takes far longer
-    waiting = slow.stub.ModelInfer.future(late, timeout=60)
-    assert running.code() is CODE.OK
-    assert waiting.code() is CODE.DEADLINE_EXCEEDED
-    assert waiting.details() == "the deadline passed before the request could run"
+def test_a_timeout_parameter_ends_the_wait_in_the_queue(
+    serve: Serve, repository: Path, digits: Digits
+) -> None:
+    late = images_request(digits.images[:1])
+    late.parameters["timeout"].int64_param = 1000  # microseconds
+    with serve(repository, max_queue_delay=0.3) as own:
+        call = own.stub.ModelInfer.future(late, timeout=PATIENCE)
+        assert call.code() is CODE.DEADLINE_EXCEEDED
+        assert call.details() == "the deadline passed before the request could run"
+        late.parameters["timeout"].int64_param = 10**6 * int(PATIENCE)
+        assert own.stub.ModelInfer(late, timeout=PATIENCE).model_version == "1"
 
 
 def test_priority_1_goes_first(serve: Serve, tmp_path: Path) -> None:
     publish_slow(tmp_path)
     with serve(tmp_path, max_batch_size=1) as own:
-        low = [own.stub.ModelInfer.future(slow_request(), timeout=60) for _ in range(10)]
+        low = [own.stub.ModelInfer.future(slow_request(), timeout=PATIENCE) for _ in range(10)]
         urgent = slow_request()
         urgent.parameters["priority"].uint64_param = 1
-        waited = queue_milliseconds(own.stub.ModelInfer.with_call(urgent, timeout=60)[1])
+        waited = queue_milliseconds(own.stub.ModelInfer.with_call(urgent, timeout=PATIENCE)[1])
         assert waited < max(map(queue_milliseconds, low))
 
 
@@ -269,12 +271,12 @@ def test_a_malformed_message_or_parameter_is_an_invalid_argument(
 ) -> None:
     send = running.channel.unary_unary(f"/{SERVICE.full_name}/ModelInfer", bytes, bytes)
     with pytest.raises(grpc.RpcError) as caught:
-        send(b"\xff\xff", timeout=10)
+        send(b"\xff\xff", timeout=PATIENCE)
     assert caught.value.code() is CODE.INVALID_ARGUMENT
     request = images_request(digits.images[:1])
     request.parameters["timeout"].string_param = "soon"
     with pytest.raises(grpc.RpcError) as caught:
-        running.stub.ModelInfer(request, timeout=10)
+        running.stub.ModelInfer(request, timeout=PATIENCE)
     assert caught.value.details() == (
         "parameter 'timeout' must be a whole number from 0, got 'soon'"
     )

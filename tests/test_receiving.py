@@ -7,10 +7,9 @@ import time
 from collections.abc import Callable
 
 import pytest
+from conftest import PATIENCE
 
 from serving.receiving import ReceivingPool
-
-PATIENCE = 10.0  # seconds
 
 
 def held(pool: ReceivingPool, count: int, gate: threading.Event) -> list[threading.Event]:

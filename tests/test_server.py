@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import socket
-import time
 import urllib.request
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -15,6 +14,8 @@ import numpy as np
 import pytest
 from conftest import (
     ECHO_TYPES,
+    LIFETIME,
+    PATIENCE,
     SLOW_SIZE,
     Digits,
     Running,
@@ -48,12 +49,12 @@ def images_request(
 
 def failure(running: Running, request: pb.ModelInferRequest) -> tuple[grpc.StatusCode, str | None]:
     with pytest.raises(grpc.RpcError) as caught:
-        running.stub.ModelInfer(request, timeout=10)
+        running.stub.ModelInfer(request, timeout=PATIENCE)
     return caught.value.code(), caught.value.details()
 
 
 def metric(running: Running, name: str, **labels: str) -> float:
-    text = urllib.request.urlopen(running.metrics_url, timeout=10).read().decode()
+    text = urllib.request.urlopen(running.metrics_url, timeout=PATIENCE).read().decode()
     samples = (
         sample for family in text_string_to_metric_families(text) for sample in family.samples
     )
@@ -202,7 +203,7 @@ def test_requests_are_counted_by_model_and_status_and_rows_and_batches_by_model(
             assert metric(own, f"inference_{name}_seconds_count", **label) == 2
         assert metric(own, "inference_model_ready", **label) == 1
         assert metric(own, "inference_pending_requests", **label) == 0
-        text = urllib.request.urlopen(own.metrics_url, timeout=10).read().decode()
+        text = urllib.request.urlopen(own.metrics_url, timeout=PATIENCE).read().decode()
         assert "nosuch" not in text
 
 
@@ -235,7 +236,7 @@ def test_reflection_describes_the_service(running: Running) -> None:
 
 def test_concurrent_requests_each_get_their_own_answer(running: Running, digits: Digits) -> None:
     requests = [images_request(digits.images[i : i + 1 + i % 3]) for i in range(200)]
-    futures = [running.stub.ModelInfer.future(request, timeout=30) for request in requests]
+    futures = [running.stub.ModelInfer.future(request, timeout=PATIENCE) for request in requests]
     alone = [running.stub.ModelInfer(request) for request in requests]
     for future, expected in zip(futures, alone, strict=True):
         assert future.result().raw_output_contents[1] == expected.raw_output_contents[1]
@@ -256,23 +257,22 @@ def test_a_request_whose_deadline_passes_in_the_queue_never_runs(
 def test_a_signal_lets_what_is_in_flight_finish_and_exits_with_0(
     repository: Path, digits: Digits, number: signal.Signals
 ) -> None:
+    # The watch below stays open: were it waited for, the server would not end within LIFETIME.
     arguments = ["--model-repository", str(repository), "--max-queue-delay", "1"]
+    arguments += ["--drain-timeout", str(2 * LIFETIME)]
     with server_process(*arguments) as process:
         address = process.wait_for(r"gRPC on (\S+),")[1]
         with grpc.insecure_channel(address) as channel:
             stub = pb_grpc.GRPCInferenceServiceStub(channel)
             watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
             assert next(watch).status == HEALTH.SERVING
-            future = stub.ModelInfer.future(images_request(digits.images[:1]), timeout=30)
+            future = stub.ModelInfer.future(images_request(digits.images[:1]), timeout=PATIENCE)
             stub.ServerLive(pb.ServerLiveRequest())  # sent later on the same connection
             process.popen.send_signal(number)
             assert next(watch).status == HEALTH.NOT_SERVING
             process.popen.send_signal(signal.SIGTERM)  # once more changes nothing
             assert future.result().model_name == "classifier"
-            # The watch stays open: it must not hold the server until the drain's 30 s are over.
-            answered = time.monotonic()
             assert process.finish() == 0
-            assert time.monotonic() - answered < 15
         assert process.log[-1].endswith("drained\n")
 
 
@@ -283,11 +283,9 @@ def test_beyond_its_room_the_server_refuses_at_once_and_still_answers_health(
     request = pb.ModelInferRequest(model_name="slow", raw_input_contents=[bytes(4 * SLOW_SIZE)])
     request.inputs.add(name="x", datatype="FP32", shape=[1, SLOW_SIZE])
     with serve(tmp_path, max_batch_size=1, max_queue_size=1) as own:
-        futures = [own.stub.ModelInfer.future(request, timeout=60) for _ in range(60)]
-        assert own.stub.ServerLive(pb.ServerLiveRequest(), timeout=5).live
-        codes = [future.code() for future in futures]
-    assert set(codes) == {CODE.OK, CODE.RESOURCE_EXHAUSTED}
-    assert codes.count(CODE.RESOURCE_EXHAUSTED) > 30
+        calls = [own.stub.ModelInfer.future(request, timeout=LIFETIME) for _ in range(60)]
+        assert own.stub.ServerLive(pb.ServerLiveRequest(), timeout=PATIENCE).live
+        assert {call.code() for call in calls} == {CODE.OK, CODE.RESOURCE_EXHAUSTED}
 
 
 def test_a_port_that_is_taken_is_one_clear_line(repository: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Digits, Running
+from conftest import PATIENCE, Digits, Running
 
 from benchmarks.serving import (
     contestants,
@@ -185,7 +185,7 @@ def test_the_no_op_server_answers_with_its_file(style: str, tmp_path: Path, digi
     root = str(Path(__file__).parent.parent)
     model = Model("m", "fp32", Path(), Path(), digits.images[:1], expected)
     with process.running(command, {"PYTHONPATH": root}, tmp_path) as server:
-        assert wait_until(lambda: session.listens(port), lambda: server.poll() is None, 20)
+        assert wait_until(lambda: session.listens(port), lambda: server.poll() is None, PATIENCE)
         checker = Checker(port, wire.V2, model, fixed=True)
         assert checker.ready()
         checker.check_all()
@@ -210,12 +210,14 @@ def test_a_server_that_leaves_work_out_answers_as_the_whole_one_does(
     assert bool(launch.metrics_port) == (not left_out)
     port = int(launch.command[launch.command.index("--metrics-port") + 1])
     with process.running(launch.command, launch.environment, tmp_path) as server:
-        assert wait_until(lambda: session.listens(launch.port), lambda: server.poll() is None, 20)
+        assert wait_until(
+            lambda: session.listens(launch.port), lambda: server.poll() is None, PATIENCE
+        )
         checker = Checker(launch.port, wire.V2, model, fixed=False)
-        assert wait_until(checker.ready, lambda: server.poll() is None, 20)
+        assert wait_until(checker.ready, lambda: server.poll() is None, PATIENCE)
         checker.check_all()
         checker.close()
-        text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read()
+        text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE).read()
     counted = session.parse_counters(text.decode(), "classifier").get("OK", 0)
     assert counted == (0 if left_out else checker.checked)
 

@@ -15,7 +15,15 @@ from pathlib import Path
 
 import grpc
 import pytest
-from conftest import ROOT, publish_times, running_server, server_process, times_request
+from conftest import (
+    LIFETIME,
+    PATIENCE,
+    ROOT,
+    publish_times,
+    running_server,
+    server_process,
+    times_request,
+)
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span, Status
 
@@ -92,7 +100,7 @@ def test_a_sampled_request_is_a_span_with_its_stages_inside(
     with running_server(models, otlp_endpoint=f"{collector.url}/") as running:
         before = time.time_ns()
         running.stub.ModelInfer(request, metadata=SAMPLED)
-        assert running.server.inference.wait_until_idle(10)
+        assert running.server.inference.wait_until_idle(PATIENCE)
         after = time.time_ns()
     root, *stages = collector.spans
     assert (root.name, root.kind) == (METHOD, Span.SPAN_KIND_SERVER)
@@ -142,7 +150,7 @@ def test_refused_requests_have_spans_and_only_the_servers_faults_are_errors(
     with running_server(models, otlp_endpoint=collector.url) as running:
         with pytest.raises(grpc.RpcError):
             running.stub.ModelInfer(times_request(1, name="nosuch"), metadata=SAMPLED)
-        assert running.server.inference.wait_until_idle(10)
+        assert running.server.inference.wait_until_idle(PATIENCE)
         running.server.inference.service.draining = True
         assert len(list(running.stub.ModelStreamInfer(iter([times_request(1)]), metadata=SAMPLED)))
     caller, stopping = collector.spans
@@ -174,12 +182,17 @@ def nobody_listens() -> Iterator[str]:
 
 
 def test_without_a_collector_answers_go_on_and_the_end_does_not_wait(models: Path) -> None:
-    with nobody_listens() as endpoint, running_server(models, otlp_endpoint=endpoint) as running:
+    with (
+        nobody_listens() as endpoint,
+        running_server(models, otlp_endpoint=endpoint, drain_timeout=LIFETIME) as running,
+    ):
         for number in range(1700):  # five spans each: more than may wait
-            answer = running.stub.ModelInfer(times_request(number), metadata=SAMPLED, timeout=10)
+            answer = running.stub.ModelInfer(
+                times_request(number), metadata=SAMPLED, timeout=PATIENCE
+            )
             assert answer.model_version == "1"
         ended = time.monotonic()
-    assert time.monotonic() - ended < 10
+    assert time.monotonic() - ended < PATIENCE / 2
 
 
 def test_workers_are_instances_of_their_own_and_send_their_last_spans(
@@ -193,7 +206,7 @@ def test_workers_are_instances_of_their_own_and_send_their_last_spans(
             options = [("grpc.use_local_subchannel_pool", 1)]
             with grpc.insecure_channel(address, options) as channel:
                 stub = pb_grpc.GRPCInferenceServiceStub(channel)
-                stub.ModelInfer(times_request(1), metadata=SAMPLED, timeout=20)
+                stub.ModelInfer(times_request(1), metadata=SAMPLED, timeout=PATIENCE)
         process.popen.send_signal(signal.SIGTERM)
         assert process.finish() == 0
     instances = {attributes(each)["service.instance.id"] for each in collector.received}
@@ -207,7 +220,7 @@ def test_without_the_extra_the_server_says_what_is_missing(models: Path) -> None
     )
     options = ["--model-repository", str(models), "--otlp-endpoint", "http://127.0.0.1:4318"]
     command = [sys.executable, "-c", program, *options, "--grpc-port", "0", "--metrics-port", "0"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 1
     assert done.stderr.startswith(
         "error: --otlp-endpoint needs the tracing extra, pip install 'digits[tracing]': "

@@ -18,13 +18,14 @@ from training.checkpoint import Checkpoint, CheckpointError
 from training.config import ConfigError, TrainConfig, parse_config
 from training.data import default_cache_dir, load_dataset
 from training.dataset import DataError, Dataset
+from training.distributed import Stopped, World, joined, world_of
 from training.export import GateFailed
 from training.import_config import parse_import
 from training.import_onnx import import_model
 from training.learner import Epoch
 from training.onnx_file import OnnxError
 from training.recipes import Recipe, recipe_for
-from training.run import Published, publish_trained, published_alike, train
+from training.run import Published, Trained, publish_trained, published_alike, train
 
 
 class Display:
@@ -38,7 +39,7 @@ class Display:
             MofNCompleteColumn(),
             TimeRemainingColumn(),
         )
-        self.progress = Progress(*columns, console=console, transient=True)
+        self.progress = Progress(*columns, console=console, transient=True, disable=console.quiet)
         self.bar = self.progress.add_task("", epoch=0)
 
     def __enter__(self) -> Display:
@@ -76,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (DataError, OnnxError, ConfigError, CheckpointError, RepositoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Stopped:
+        return 2
     except OSError as error:
         print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
         return 2
@@ -83,6 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _import(arguments: Sequence[str]) -> int:
     config = parse_import(arguments)
+    if world_of(os.environ).size > 1:
+        raise ConfigError("import is for one process: start it without torchrun")
     _require_writable(config.model_repository)
     path, manifest = import_model(config)
     accuracy = "" if manifest.accuracy is None else f", accuracy {manifest.accuracy:.4f} on holdout"
@@ -97,24 +102,34 @@ def _import(arguments: Sequence[str]) -> int:
 
 def _train(arguments: Sequence[str]) -> int:
     config = parse_config(arguments, os.environ)
-    console = Console(soft_wrap=True, markup=False)
+    config = dataclasses.replace(config, device=_device(config.device))
     try:
-        config = dataclasses.replace(config, device=_device(config.device))
-        dataset = load_dataset(
-            config.dataset,
-            config.classes,
-            config.data_dir,
-            cache_dir=default_cache_dir(os.environ),
-            say=console.print,
-            progress=console.is_terminal,
-        )
-        _require_writable(config.model_repository)
-        console.print(_described(dataset), highlight=False)
-        failed = [m for m in config.models if not _train_and_publish(m, config, dataset, console)]
+        with joined(os.environ, config.device) as world:
+            console = Console(soft_wrap=True, markup=False, quiet=not world.leads)
+            dataset = world.from_first(lambda: _prepare(config, console))
+            results = [
+                _train_and_publish(m, config, dataset, console, world) for m in config.models
+            ]
     except KeyboardInterrupt:
-        print("interrupted; --resume goes on after the last finished epoch", file=sys.stderr)
+        if world_of(os.environ).leads:
+            print("interrupted; --resume goes on after the last finished epoch", file=sys.stderr)
         return 130
-    return 1 if failed else 0
+    return 0 if all(results) else 1
+
+
+def _prepare(config: TrainConfig, console: Console) -> Dataset:
+    """Load the data; other processes are sent it, so that they need neither files nor network."""
+    dataset = load_dataset(
+        config.dataset,
+        config.classes,
+        config.data_dir,
+        cache_dir=default_cache_dir(os.environ),
+        say=console.print,
+        progress=console.is_terminal,
+    )
+    _require_writable(config.model_repository)
+    console.print(_described(dataset), highlight=False)
+    return dataset
 
 
 def _device(wanted: str) -> str:
@@ -138,14 +153,17 @@ def _described(dataset: Dataset) -> str:
     return f"data: {dataset.origin}\n      classes {', '.join(dataset.labels)}; {images} images"
 
 
-def _train_and_publish(model: str, config: TrainConfig, dataset: Dataset, console: Console) -> bool:
+def _train_and_publish(
+    model: str, config: TrainConfig, dataset: Dataset, console: Console, world: World
+) -> bool:
     name = config.published_name(model)
     recipe = recipe_for(model, config.recipe, len(config.classes))
-    checkpoint = _checkpoint(name, recipe, config, dataset)
-    if kept := _kept(name, recipe, config, dataset, checkpoint):
+    checkpoint = _checkpoint(name, recipe, config, dataset, world)
+    if kept := world.from_first(lambda: _kept(name, recipe, config, dataset, checkpoint)):
         console.print(f"kept {kept}: trained by the same recipe on the same data", highlight=False)
         return True
-    console.rule(f"{name} ({config.recipe} recipe, {config.device})", align="left")
+    processes = f" x {world.size}" if world.size > 1 else ""
+    console.rule(f"{name} ({config.recipe} recipe, {config.device}{processes})", align="left")
     with Display(console) as display:
         trained = train(
             model,
@@ -154,11 +172,24 @@ def _train_and_publish(model: str, config: TrainConfig, dataset: Dataset, consol
             dataset,
             seed=config.seed,
             observer=display,
-            device=config.device,
+            device=world.device,
             epochs=config.epochs,
             checkpoint=checkpoint,
             resume=config.resume,
+            world=world,
         )
+    return world.from_first(lambda: _publish(trained, name, config, dataset, checkpoint, console))
+
+
+def _publish(
+    trained: Trained,
+    name: str,
+    config: TrainConfig,
+    dataset: Dataset,
+    checkpoint: Checkpoint,
+    console: Console,
+) -> bool:
+    """Whether it passed the gates."""
     try:
         published = publish_trained(
             trained, dataset, name, config.model_repository, config.min_accuracy
@@ -188,10 +219,13 @@ def _kept(
     )
 
 
-def _checkpoint(name: str, recipe: Recipe, config: TrainConfig, dataset: Dataset) -> Checkpoint:
+def _checkpoint(
+    name: str, recipe: Recipe, config: TrainConfig, dataset: Dataset, world: World
+) -> Checkpoint:
     directory = config.checkpoint_dir or config.model_repository / ".checkpoints"
     run = {"name": name, "recipe": repr(recipe), "seed": config.seed, "epochs": config.epochs}
-    run["device"] = config.device  # each has random numbers of its own
+    # Each device, and each share of a batch, has random numbers of its own.
+    run |= {"device": config.device, "processes": world.size}
     return Checkpoint(Path(directory) / f"{name}.checkpoint", {**run, "dataset": dataset.checksum})
 
 

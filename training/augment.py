@@ -18,12 +18,19 @@ class Augment:
     rotation: float
 
 
-def augment(images: Tensor, how: Augment, generator: Generator) -> Tensor:
-    """(N, 28, 28) uint8 → the same shape and type, each image moved and turned on its own."""
+def draw(how: Augment, count: int, generator: Generator) -> Tensor:
+    """How each of so many images is moved, (N, 3) in [-1, 1); nothing is drawn for no movement."""
     if not how.shift and not how.rotation:
+        return torch.zeros(count, 3)
+    return torch.rand(count, 3, generator=generator) * 2 - 1
+
+
+def augment(images: Tensor, how: Augment, draws: Tensor) -> Tensor:
+    """(N, 28, 28) uint8 → the same shape and type, each image moved and turned as was drawn."""
+    if not len(images) or not (how.shift or how.rotation):
         return images
     count, size = len(images), images.shape[-1]
-    draws = torch.rand(count, 3, generator=generator).to(images.device) * 2 - 1  # in [-1, 1)
+    draws = draws.to(images.device)
     angle = draws[:, 0] * math.radians(how.rotation)
     offset = draws[:, 1:] * (2 * how.shift / size)  # affine_grid spans [-1, 1]
     theta = torch.stack(

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.augment import Augment, augment
+from training.augment import Augment, augment, draw
+from training.distributed import ALONE, World
 from training.recipes import Recipe
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
@@ -132,8 +133,11 @@ class Learner:
         recipe: Recipe,
         seed: int,
         observer: Observer,
+        world: World = ALONE,
     ) -> None:
         self.network = network
+        self.world = world
+        self.replica = world.replica(network)
         self.train, self.valid = train, valid
         self.recipe = recipe
         self.loss = LOSSES[recipe.loss]
@@ -160,12 +164,15 @@ class Learner:
         fit(epochs, self.recipe.lr)
 
     def state(self) -> dict[str, Any]:
-        """All that a resumed run needs to go on exactly as this one would have."""
+        """All that a resumed run needs to go on exactly as this one would have.
+
+        Every process of a run must ask for it at the same time.
+        """
         return {
             "network": self.network.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "generator": self.generator.get_state(),
-            "global_generator": torch.get_rng_state(),  # dropout draws from it
+            "global_generators": self.world.gather(torch.get_rng_state()),  # dropout's, by rank
             "epochs": [asdict(row) for row in self.recorder.epochs],
             "losses": self.recorder.losses,
             "rates": self.recorder.rates,
@@ -176,7 +183,7 @@ class Learner:
         self.network.load_state_dict(state["network"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.generator.set_state(state["generator"])
-        torch.set_rng_state(state["global_generator"])
+        torch.set_rng_state(state["global_generators"][self.world.rank])
         self.recorder.epochs = [Epoch(**row) for row in state["epochs"]]
         self.recorder.losses, self.recorder.rates = list(state["losses"]), list(state["rates"])
 
@@ -188,19 +195,29 @@ class Learner:
                 self.checkpoint()
 
     def _record(self, epoch: int, train_loss: float, start: float) -> None:
-        valid_loss, accuracy = evaluate(self.network, self.loss, self.valid)
+        valid_loss, accuracy = self._evaluate()
         row = Epoch(epoch, train_loss, valid_loss, accuracy, time.perf_counter() - start)
         self.recorder.epochs.append(row)
         self.observer.epoch(row)
 
+    def _evaluate(self) -> list[float]:
+        """Mean loss and accuracy over the validation images, of which each process has a part."""
+        part = self.world.part(rows := len(self.valid.labels))
+        mine = Examples(self.valid.images[part], self.valid.labels[part])
+        weight = self.world.weight(len(mine.labels), rows)
+        reached = evaluate(self.network, self.loss, mine) if weight else (0.0, 0.0)
+        return self.world.mean([value * weight for value in reached])
+
     def _train_epoch(self, epoch: int, epochs: int, schedule: Schedule) -> float:
-        self.network.train()
+        self.replica.train()
         batches = self._batches()
         for done, rows in enumerate(batches):
             progress = (epoch - 1 + done / len(batches)) / epochs
-            self._step(rows.to(self.train.labels.device), *schedule(progress))
+            self._step(rows, *schedule(progress))
             self.observer.batch(epoch, done + 1, len(batches))
-        return sum(self.recorder.losses[-len(batches) :]) / len(batches)
+        losses = self.world.mean(self.recorder.losses[-len(batches) :])
+        self.recorder.losses[-len(batches) :] = losses
+        return sum(losses) / len(losses)
 
     def _batches(self) -> list[Tensor]:
         """Row indices of each step. A single row left over, which batch normalisation cannot take,
@@ -217,13 +234,22 @@ class Learner:
         for group in self.optimiser.param_groups:
             group["lr"] = lr
             _set_momentum(group, momentum)
-        images = augment(self.train.images[rows], self.augment, self.generator)
-        loss = self.loss(self.network(images), self.train.labels[rows])
+        draws = draw(self.augment, len(rows), self.generator)
+        part = self.world.part(len(rows))  # drawn for all, so that the seed decides, not the share
+        mine = rows[part].to(self.train.labels.device)
+        images = augment(self.train.images[mine], self.augment, draws[part])
+        loss = self._loss(self.replica(images), self.train.labels[mine], len(rows))
         self.optimiser.zero_grad()
         loss.backward()
         self.optimiser.step()
         self.recorder.losses.append(loss.item())
         self.recorder.rates.append(lr)
+
+    def _loss(self, logits: Tensor, labels: Tensor, batch: int) -> Tensor:
+        """The share's loss, weighted so that its mean over the processes is the whole batch's."""
+        if not len(labels):
+            return logits.sum() * 0  # the mean of nothing is not a number
+        return self.loss(logits, labels) * self.world.weight(len(labels), batch)
 
 
 def _optimiser(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

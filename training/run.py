@@ -34,6 +34,7 @@ from model_repository import (
 from training import calibration, export, report
 from training.checkpoint import Checkpoint
 from training.dataset import Dataset, Split
+from training.distributed import ALONE, World
 from training.export import Answers, Comparison, GateFailed, Runner
 from training.holdout import measure
 from training.learner import LOSSES, Epoch, Examples, Learner, Observer, Recorder, evaluate
@@ -56,6 +57,7 @@ class Trained:
     classifier: Classifier
     recorder: Recorder
     seconds: float
+    processes: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,24 +82,30 @@ def train(
     epochs: int | None = None,
     checkpoint: Checkpoint | None = None,
     resume: bool = False,
+    world: World = ALONE,
 ) -> Trained:
-    """Train on the dataset's training images; the same seed on the same machine repeats it."""
+    """Train on the dataset's training images; the same seed on the same machine repeats it.
+
+    Where there are several processes, each calls this alike, and all get the same weights.
+    """
     start = time.perf_counter()
     torch.manual_seed(seed)
     one_logit = recipe.one_logit and len(dataset.labels) == 2
     network = build(recipe.network, 1 if one_logit else len(dataset.labels), recipe.standardise)
+    if world.rank:
+        torch.manual_seed(seed + world.rank)  # other rows, so other draws of dropout
     train_on, valid = (_examples(split, device) for split in (dataset.train, dataset.valid))
     network.to(device)
     if isinstance(network[1], PixelSimilarity):
         recorder = _fit_means(network, network[1], recipe, train_on, valid, observer)
     else:
-        learner = Learner(network, train_on, valid, recipe, seed, observer)
+        learner = Learner(network, train_on, valid, recipe, seed, observer, world)
         with _threads_for(recipe):
             _descend(learner, epochs or recipe.epochs_for(len(train_on.labels)), checkpoint, resume)
         recorder = learner.recorder
     classifier = Classifier(network.cpu(), one_logit).eval()
     seconds = time.perf_counter() - start
-    return Trained(model, recipe_name, recipe, seed, classifier, recorder, seconds)
+    return Trained(model, recipe_name, recipe, seed, classifier, recorder, seconds, world.size)
 
 
 def publish_trained(
@@ -173,10 +181,17 @@ def _recipe_facts(name: str, recipe: Recipe) -> dict[str, object]:
 
 def _descend(learner: Learner, epochs: int, checkpoint: Checkpoint | None, resume: bool) -> None:
     """Run the recipe, checkpointing after each epoch, from the checkpoint where asked to."""
-    state = checkpoint.load() if checkpoint and resume else None
+    world = learner.world
+    state = world.from_first(checkpoint.load) if checkpoint and resume else None
     if state:
         learner.load(state)
-    learner.run(epochs, (lambda: checkpoint.save(learner.state())) if checkpoint else None)
+
+    def save() -> None:
+        state = learner.state()
+        if checkpoint and world.leads:
+            checkpoint.save(state)
+
+    learner.run(epochs, save if checkpoint else None)
 
 
 @contextmanager
@@ -283,7 +298,7 @@ def _facts(
 ) -> dict[str, object]:
     recipe = _recipe_facts(trained.recipe_name, trained.recipe)
     recipe |= {"seed": trained.seed, "epochs": len(trained.recorder.epochs)}
-    recipe |= {"seconds": round(trained.seconds, 3)}
+    recipe |= {"seconds": round(trained.seconds, 3), "processes": trained.processes}
     return {
         "task": "classification",
         "labels": dataset.labels,

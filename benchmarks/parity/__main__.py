@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """0: all agree; 1: one does not, and the table says which; 2: it could not be tried."""
     arguments = _parser().parse_args(argv)
     torch.set_num_threads(1)
+    load = os.getloadavg()[0]  # before this adds to it
     try:
         models = [newest(arguments.model_repository, name) for name in arguments.models.split(",")]
         _require_same_classes(models)
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (RepositoryError, DataError, ModelLoadError, DidNotStart, RequestFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    _write(rows, dataset, arguments)
+    _write(rows, dataset, load, arguments)
     return int(any(row.faults for row in rows))
 
 
@@ -70,11 +71,13 @@ def _rows(
             facts = version.manifest.dataset
             same = facts is not None and facts.checksum == dataset.checksum
             everyone = [*contestants, *served]
-            yield from measure(version, everyone, dataset.valid, same, arguments.rounds)
+            yield from measure(version, everyone, dataset.valid, same, arguments.requests)
 
 
-def _write(rows: Sequence[Row], dataset: Dataset, arguments: argparse.Namespace) -> None:
-    machine = describe(PACKAGES)
+def _write(
+    rows: Sequence[Row], dataset: Dataset, load: float, arguments: argparse.Namespace
+) -> None:
+    machine = {**describe(PACKAGES), "load_average": round(load, 1)}
     if (arguments.torchserve / "bin" / "python").exists():
         found = versions_of(arguments.torchserve.parent, arguments.torchserve.name)
         versions = machine["versions"]
@@ -108,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "directory of its environment; where there is none, it is left out"
     parser.add_argument("--torchserve", type=Path, default=Path(".venv-torchserve"), help=text)
     text = "single images that each runtime is timed with [%(default)s]"
-    parser.add_argument("--rounds", type=int, default=100, help=text)
+    parser.add_argument("--requests", type=int, default=100, help=text)
     parser.add_argument("--output", type=Path, default=RESULTS)
     return parser
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.parity.runtimes import Contestant, Version
 from training.dataset import Split
@@ -16,8 +17,11 @@ from training.export import Answers, Runner, accuracy, answer
 BATCH = 64  # images in a request for throughput
 TOLERANCE = 1e-4  # of a probability, for fp32
 LOSS = 0.001  # of accuracy, for int8 and fp16; at least one image
+_TURN = 10  # requests that one runtime is timed with before it is the next one's turn
 _BATCHES = 10  # timed, of BATCH images
-_WARM_UP = 20  # single images, before any is timed
+
+
+Images = NDArray[np.uint8]  # (N, 28, 28)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,27 +48,28 @@ class Row:
 
 
 def measure(
-    version: Version, contestants: Sequence[Contestant], split: Split, same_data: bool, rounds: int
+    version: Version,
+    contestants: Sequence[Contestant],
+    split: Split,
+    same_data: bool,
+    requests: int,
 ) -> list[Row]:
     """The first contestant is what the others are compared with.
 
     With `same_data`, the images are those that the manifest's accuracies were measured on.
     """
-    runners = [each.ask for each in contestants if each.ask]
-    answers = [answer(run, split.images, BATCH) for run in runners]
-    seconds = _in_turns(runners, split, rounds)
+    measured = _measured([each.ask for each in contestants if each.ask], split, requests)
+    reference, left = measured[0].accuracy, iter(measured)
     rows = []
-    for contestant in contestants:
-        if contestant.ask is None:
-            rows.append(_row(version, contestant, None))
+    for each in contestants:
+        of = version.name, each.runtime, each.precision
+        if each.ask is None:
+            rows.append(Row(*of, None, each.why_not))
             continue
-        index = runners.index(contestant.ask)
-        one, batch = seconds[index]
-        measured = Measured(*_compared(answers[index], answers[0], split), one, BATCH / batch)
-        promised = _promised(version, contestant) if same_data else None
-        reference = accuracy(answers[0], split)
-        faults = shortfalls(contestant.precision, measured, reference, promised, len(split.labels))
-        rows.append(_row(version, contestant, measured, faults))
+        own = next(left)
+        promised = _promised(version, each) if same_data else None
+        faults = shortfalls(each.precision, own, reference, promised, len(split.labels))
+        rows.append(Row(*of, own, faults=faults))
     return rows
 
 
@@ -87,16 +92,6 @@ def shortfalls(
     return tuple(faults)
 
 
-def _row(
-    version: Version,
-    contestant: Contestant,
-    measured: Measured | None,
-    faults: tuple[str, ...] = (),
-) -> Row:
-    of = version.name, contestant.runtime, contestant.precision
-    return Row(*of, measured, contestant.why_not, faults)
-
-
 def _promised(version: Version, contestant: Contestant) -> float | None:
     """What the manifest says of the file's precision; of all fp32 files alike."""
     for variant in version.onnx():
@@ -105,33 +100,36 @@ def _promised(version: Version, contestant: Contestant) -> float | None:
     return None
 
 
+def _measured(runners: Sequence[Runner], split: Split, requests: int) -> list[Measured]:
+    """Each one's answers beside the first one's, and its times."""
+    answers = [answer(run, split.images, BATCH) for run in runners]
+    count = len(split.images)
+    ones = _in_turns(runners, [split.images[[number % count]] for number in range(requests)])
+    batch = split.images[:BATCH]
+    batches = _in_turns(runners, [batch] * _BATCHES)
+    return [
+        Measured(*_compared(own, answers[0], split), one, len(batch) / many)
+        for own, one, many in zip(answers, ones, batches, strict=True)
+    ]
+
+
 def _compared(answers: Answers, eager: Answers, split: Split) -> tuple[int, float, float]:
     differing = int((answers[1] != eager[1]).sum())
     return differing, float(np.abs(answers[0] - eager[0]).max()), accuracy(answers, split)
 
 
-def _in_turns(runners: Sequence[Runner], split: Split, rounds: int) -> list[tuple[float, float]]:
-    """Each one's median seconds for one image and for a batch; asked in turns, so that what else
-    the machine does meets all of them."""
-    for run in runners:
-        for index in range(_WARM_UP):
-            run(split.images[index : index + 1])
-    batch = split.images[:BATCH]
-    ones: list[list[float]] = [[] for _ in runners]
-    batches: list[list[float]] = [[] for _ in runners]
-    for number in range(rounds):
-        at = number % len(split.images)
-        for seconds, run in zip(ones, runners, strict=True):
-            seconds.append(_seconds(run, split, slice(at, at + 1)))
-    for _ in range(_BATCHES):
-        for seconds, run in zip(batches, runners, strict=True):
-            seconds.append(_seconds(run, split, slice(0, len(batch))))
-    medians = zip(ones, batches, strict=True)
-    return [(statistics.median(one), statistics.median(many)) for one, many in medians]
+def _in_turns(runners: Sequence[Runner], requests: Sequence[Images]) -> list[float]:
+    """Each one's median seconds for a request; all meet what else the machine does, as they take
+    turns, and none what another left in the caches, as the first request of a turn is not timed."""
+    seconds: list[list[float]] = [[] for _ in runners]
+    for at in range(0, len(requests), _TURN):
+        for own, run in zip(seconds, runners, strict=True):
+            run(requests[at])
+            own += [_seconds(run, each) for each in requests[at : at + _TURN]]
+    return [statistics.median(own) for own in seconds]
 
 
-def _seconds(run: Runner, split: Split, rows: slice) -> float:
-    images = split.images[rows]
+def _seconds(run: Runner, images: Images) -> float:
     start = time.perf_counter()
     run(images)
     return time.perf_counter() - start

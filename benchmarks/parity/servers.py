@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from benchmarks.parity.runtimes import Contestant, Version, no_gpu
 from benchmarks.serving import wire
 from benchmarks.serving.process import DidNotStart, free_ports, log_tail, running
+from deploy.torchserve.settings import java
 from model_repository import ONNX_PLATFORM
 from serving.client import Client
 from serving.client_channel import TORCHSERVE_SERVICE
@@ -73,7 +73,7 @@ def _torchserves(
 ) -> list[Server]:
     """One server, asked over V2 and over its own protocol."""
     names = "TorchServe, V2 gRPC", "TorchServe, its own gRPC"
-    why_not = "" if shutil.which("java") else "there is no java, which TorchServe needs"
+    why_not = "" if java() else "there is no java, which TorchServe needs"
     if not (environment / "bin" / "python").exists():
         why_not = f"TorchServe is not installed in {environment.name}"
     if why_not:

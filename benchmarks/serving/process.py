@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from deploy.ports import reserved_port
 
 _TICKS = os.sysconf("SC_CLK_TCK")  # per second, of utime and stime
 _STOP_TIMEOUT = 15.0  # seconds after SIGTERM; then SIGKILL
@@ -52,14 +53,8 @@ def pinned(core: int, command: list[str]) -> list[str]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    with_socket = [socket.socket() for _ in range(count)]
-    for each in with_socket:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in with_socket]
-    for each in with_socket:
-        each.close()
-    return ports
+    """Ports for servers that are started next."""
+    return [reserved_port() for _ in range(count)]
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
 import sysconfig
 import tempfile
@@ -17,18 +16,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deploy.torchserve.archive import pack_all
-from deploy.torchserve.settings import CONFIG, LOGGING, STORE
+from deploy.torchserve.settings import CONFIG, LOGGING, STORE, java
 from model_repository import RepositoryError
 
 
 def java_command(store: Path) -> list[str]:
     """As TorchServe's launcher has it. OSError without Java."""
-    java = shutil.which("java", path=_java_path())
-    if java is None:
+    program = java()
+    if program is None:
         raise FileNotFoundError("there is no java; TorchServe needs version 17")
     packages = Path(sysconfig.get_path("purelib"))
     return [
-        java,
+        program,
         f"-Dmodel_server_home={packages}",
         f"-Dlog4j.configurationFile={LOGGING.resolve().as_uri()}",
         f"-Djava.io.tmpdir={tempfile.gettempdir()}",
@@ -39,16 +38,12 @@ def java_command(store: Path) -> list[str]:
     ]
 
 
-def _java_path() -> str | None:
-    home = os.environ.get("JAVA_HOME")
-    return f"{home}/bin" if home else None
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Does not return where it starts; 1 with the reason where it cannot."""
     parser = argparse.ArgumentParser(prog="python -m deploy.torchserve", description=__doc__)
     parser.add_argument("--model-repository", type=Path, default=Path("models"))
-    parser.add_argument("--model-store", type=Path, default=STORE)
+    text = "directory for their archives, whose others are removed [%(default)s]"
+    parser.add_argument("--model-store", type=Path, default=STORE, help=text)
     parser.add_argument("--models", default="", help="only these, with commas between")
     arguments = parser.parse_args(argv)
     try:

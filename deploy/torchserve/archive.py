@@ -82,7 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m deploy.torchserve.archive", description=__doc__
     )
     parser.add_argument("--model-repository", type=Path, default=Path("models"))
-    parser.add_argument("--model-store", type=Path, default=STORE)
+    text = "directory for their archives, whose others are removed [%(default)s]"
+    parser.add_argument("--model-store", type=Path, default=STORE, help=text)
     parser.add_argument("--models", default="", help="only these, with commas between")
     arguments = parser.parse_args(argv)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 _HERE = Path(__file__).parent
@@ -18,3 +19,9 @@ def setting(name: str) -> str:
     lines = (line.partition("=") for line in CONFIG.read_text(encoding="utf-8").splitlines())
     configured = {key: value for key, _, value in lines}
     return os.environ.get(f"TS_{name.upper()}", configured[name])
+
+
+def java() -> str | None:
+    """The program, as TorchServe's own launcher finds it; None where there is none."""
+    home = os.environ.get("JAVA_HOME")
+    return shutil.which("java", path=f"{home}/bin" if home else None)

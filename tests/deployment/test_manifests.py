@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -16,6 +18,7 @@ from conftest import ROOT
 TOOLS = ROOT / ".venv-deploy" / "bin"
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 BUILT = ROOT / "build" / "deploy-lint"
+REGISTRY = "registry.example.com"
 VERSIONS = ("1.29", "1.37")  # the oldest that is promised, and what was new when this was written
 OVERLAYS = sorted(path.parent.name for path in KUBERNETES.glob("overlays/*/kustomization.yaml"))
 COMPONENTS = sorted(path.parent.name for path in KUBERNETES.glob("components/*/kustomization.yaml"))
@@ -44,19 +47,31 @@ def build(name: str, directory: Path) -> Path:
     return path
 
 
-def build_component(name: str) -> Path:
-    """A component changes what it is added to."""
-    directory = BUILT / f"with-{name}"
-    directory.mkdir(exist_ok=True)
-    up = "../" * len(directory.relative_to(ROOT).parts)
-    (directory / "kustomization.yaml").write_text(
-        "apiVersion: kustomize.config.k8s.io/v1beta1\n"
-        "kind: Kustomization\n"
-        f"resources: [{up}deploy/kubernetes/overlays/cpu]\n"
-        f"components: [{up}deploy/kubernetes/components/{name}]\n",
-        encoding="utf-8",
-    )
-    return build(f"cpu-{name}", directory)
+def build_own(overlay: str, *components: str) -> Path:
+    """What a user has: an overlay over one of ours, with components, and images of a registry."""
+    name = "-".join(("own", overlay, *components))
+    directory = BUILT / name
+    directory.mkdir(parents=True, exist_ok=True)
+    ours = "../" * len(directory.relative_to(ROOT).parts) + "deploy/kubernetes"
+    kustomization = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": [f"{ours}/overlays/{overlay}"],
+        "components": [f"{ours}/components/{each}" for each in components],
+        "images": [
+            {"name": image, "newName": f"{REGISTRY}/{image}"}
+            for image in ("digits-serving", "digits-training")
+        ],
+    }
+    (directory / "kustomization.yaml").write_text(yaml.safe_dump(kustomization), encoding="utf-8")
+    return build(name, directory)
+
+
+def possible_components(overlay: str) -> list[str]:
+    """Those that an overlay neither has already nor cannot have, as it needs the volume."""
+    without = {"keda": "monitoring", "kserve": "object-store"}
+    without["distributed-training"] = "object-store"
+    return [name for name in COMPONENTS if name != without.get(overlay)]
 
 
 def references(node: object) -> Iterator[tuple[str, str]]:
@@ -78,6 +93,11 @@ def references(node: object) -> Iterator[tuple[str, str]]:
             yield from references(value)
 
 
+def missing(resources: list[Any]) -> set[tuple[str, str]]:
+    there = {(each["kind"], each["metadata"]["name"]) for each in resources}
+    return {reference for each in resources for reference in references(each)} - there
+
+
 @pytest.fixture(scope="module")
 def built() -> list[Path]:
     """base, every overlay, and every component on one of them, each as one file."""
@@ -85,7 +105,7 @@ def built() -> list[Path]:
     for old in BUILT.glob("*.yaml"):
         old.unlink()
     overlays = [build(name, KUBERNETES / "overlays" / name) for name in OVERLAYS]
-    components = [build_component(name) for name in COMPONENTS]
+    components = [build_own("cpu", name) for name in COMPONENTS]
     return [build("base", KUBERNETES / "base"), *overlays, *components]
 
 
@@ -105,10 +125,16 @@ def test_what_a_pod_refers_to_is_there(built: list[Path]) -> None:
     """kustomize renames ConfigMaps; what it does not know to name them keeps the old name."""
     for path in built:
         resources = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
-        there = {(each["kind"], each["metadata"]["name"]) for each in resources}
-        wanted = {reference for each in resources for reference in references(each)}
-        assert wanted - there == set(), path.name
+        assert missing(resources) == set(), path.name
         assert {each["metadata"].get("namespace", "digits") for each in resources} == {"digits"}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_an_overlay_of_ones_own_adds_components_and_says_where_images_are(overlay: str) -> None:
+    text = build_own(overlay, *possible_components(overlay)).read_text(encoding="utf-8")
+    assert missing(list(yaml.safe_load_all(text))) == set()
+    images = re.findall(r"image: (.*)digits-", text)
+    assert set(images) == {f"{REGISTRY}/"}
 
 
 def test_checkov_finds_nothing_that_is_not_justified(built: list[Path]) -> None:

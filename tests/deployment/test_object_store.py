@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, publish_slow
 
 SCRIPTS = ROOT / "deploy" / "kubernetes" / "components" / "object-store"
 
@@ -94,6 +94,18 @@ def test_a_version_without_its_manifest_is_not_there_yet(store: Store, tmp_path:
     (store.bucket / "mlp/2/manifest.json").write_text("mlp/2")
     store.run("pull.sh", replica, "once")
     assert versions(replica) == ["mlp/1", "mlp/2"]
+
+
+def test_the_number_of_an_upload_that_was_cut_off_is_taken(store: Store, tmp_path: Path) -> None:
+    training = tmp_path / "training"
+    publish(store.bucket, "slow/1")
+    (store.bucket / "slow/1/manifest.json").unlink()
+    assert store.run("pull.sh", training, "once").returncode == 0
+    assert publish_slow(training) == training / "slow/2"
+    assert store.run("push.sh", training).returncode == 0
+    assert store.run("pull.sh", training, "once").returncode == 0
+    assert versions(store.bucket) == ["slow/1", "slow/2"]
+    assert (training / "slow/2/manifest.json").exists()
 
 
 def test_a_version_withdrawn_in_the_bucket_goes_and_keeps_its_number(

@@ -4,27 +4,41 @@
 # A version is in the bucket once its manifest is, which push.sh uploads last. It is copied to a
 # hidden place, which no server looks at, and appears by one rename. What is gone from the bucket,
 # as after a rollback, goes here too; but an empty bucket is an outage, and nothing is deleted.
+# Of an upload that was cut off, the number counts as taken: training goes on with the next.
 set -eu
 : "${REMOTE:?}" "${MODELS:=/models}" "${SCRATCH:=/tmp}"
 
 fetch() { # MODEL/VERSION
   rm -rf "$MODELS/.staging-pull"
-  rclone copy "$REMOTE/$1" "$MODELS/.staging-pull" || return
-  mkdir -p "$MODELS/${1%/*}"
-  mv "$MODELS/.staging-pull" "$MODELS/$1"
-  echo "pulled $1"
+  rclone copy "$REMOTE/$1" "$MODELS/.staging-pull" &&
+    mkdir -p "$MODELS/${1%/*}" &&
+    mv "$MODELS/.staging-pull" "$MODELS/$1" &&
+    echo "pulled $1"
 }
 
 discard() { # MODEL/VERSION
   rm -rf "$MODELS/.pruned-pull"
-  mv "$MODELS/$1" "$MODELS/.pruned-pull"
-  rm -rf "$MODELS/.pruned-pull"
-  echo "discarded $1"
+  mv "$MODELS/$1" "$MODELS/.pruned-pull" &&
+    rm -rf "$MODELS/.pruned-pull" &&
+    echo "discarded $1"
+}
+
+reserve() { # what is half there, by the name of one that is half deleted
+  rm -rf "$MODELS"/*/.pruned-[1-9]*
+  sed 's|/[^/]*$||' "$SCRATCH/files" | sort -u | while IFS= read -r version; do
+    case $version in
+    */[1-9]*)
+      grep -qxF "$version/manifest.json" "$SCRATCH/remote" ||
+        mkdir -p "$MODELS/${version%/*}/.pruned-${version##*/}" || exit
+      ;;
+    esac
+  done
 }
 
 pull() {
-  rclone lsf --recursive --files-only --include '/*/*/manifest.json' "$REMOTE" \
-    >"$SCRATCH/remote" || return
+  rclone lsf --recursive --files-only --include '/*/*/*' "$REMOTE" >"$SCRATCH/files" || return
+  grep '/manifest\.json$' "$SCRATCH/files" >"$SCRATCH/remote" || :
+  reserve || return
   if ! [ -s "$SCRATCH/remote" ]; then
     echo "$REMOTE holds no version: what is here is kept" >&2
     return 0

@@ -1,0 +1,34 @@
+"""The sizing page says what was measured, and its arithmetic holds."""
+
+from __future__ import annotations
+
+import json
+
+from benchmarks.sizing import (
+    CORES_PER_REPLICA,
+    PAGE,
+    SERVING,
+    UTILISATION,
+    Measured,
+    filled_in,
+    measured,
+    table,
+)
+
+
+def test_the_page_has_the_table_of_the_committed_figures() -> None:
+    rows = measured(json.loads(SERVING.read_text()))
+    page = PAGE.read_text()
+    assert filled_in(page, table(rows, UTILISATION, CORES_PER_REPLICA)) == page
+    assert len(rows) == 6
+
+
+def test_the_page_names_the_commit_that_was_measured() -> None:
+    assert json.loads(SERVING.read_text())["compared"]["machine"]["commit"] in PAGE.read_text()
+
+
+def test_what_is_left_over_takes_one_more() -> None:
+    core = Measured("model", "1", 1_000)
+    assert [core.units(rate, 0.5) for rate in (1, 500, 501, 100_000)] == [1, 1, 2, 200]
+    line = table([core], 0.5, 4).splitlines()[-1]
+    assert line == "| model | 1 | 1,000 | 2 (1) | 200 (50) | 2,000 (500) |"
