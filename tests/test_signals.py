@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 
-from conftest import ROOT
+from conftest import PATIENCE, ROOT
 
 # A thread takes SIGTERM for the process, while the main thread waits for a lock, as all servers do.
 TAKEN_BY_ANOTHER = """
@@ -21,7 +21,7 @@ print(signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
 
 def run(program: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", program]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def test_a_signal_that_another_thread_took_is_heard_at_once() -> None:

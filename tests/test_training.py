@@ -354,11 +354,11 @@ def test_the_data_directory_comes_from_the_environment_and_a_flag_wins(tmp_path:
 
 def test_a_training_command_killed_with_sigkill_resumes_at_its_checkpoint(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "training", "--dataset", "digits", "--models", "linear"]
-    command += ["--epochs", "400", "--model-repository", str(tmp_path), "--resume"]
+    command += ["--epochs", "300", "--model-repository", str(tmp_path), "--resume"]
     environ = {**os.environ, "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ)
     assert process.stdout is not None
-    # It cannot end unseen: what it says of 400 epochs is more than a pipe takes that is not read.
+    # It cannot end unseen: what it says of 300 epochs is more than a pipe takes that is not read.
     fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
     for line in process.stdout:  # kill it in its third epoch, or not much later
         if re.match(r"\s+2 ", line):
