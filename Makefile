@@ -8,6 +8,8 @@ RUNTIME ?= cpu
 OTHER_RUNTIME := $(if $(filter gpu,$(RUNTIME)),onnxruntime,onnxruntime-gpu)
 # Where torch comes from, when not from pip's ordinary index; README says what to set.
 TORCH_INDEX_URL ?=
+# Its builds for Linux report what they run, where they are not told.
+export ORT_DISABLE_TELEMETRY ?= 1
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --constraint constraints.txt
 # Clients of other servers that must work with ours, each in its own environment.
