@@ -28,7 +28,7 @@ MODELS = ("linear_0_9", MODEL)  # that the Job of kubernetes/small trains
 ONE_ADDRESS = "digits-serving:8001"
 EACH_ADDRESS = "dns:///each.digits-serving-headless:8001"  # see kubernetes/small/pod-names.yaml
 REQUESTS = 200
-# Seconds: clients look for new replicas when a connection ends, and not twice in 30.
+# Seconds: clients look for new replicas when a connection ends, after ten seconds here.
 FOUND = 150.0
 CLIENTS = 4  # in one load, each with a connection of its own
 ROLL_BACK = ("-m", "model_repository", "rollback", f"/models/{MODEL}")
