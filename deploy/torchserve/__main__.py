@@ -7,7 +7,6 @@ after a restart.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import sysconfig
@@ -15,8 +14,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from deploy.torchserve.archive import pack_all
-from deploy.torchserve.settings import CONFIG, LOGGING, STORE, java
+from deploy.torchserve.archive import pack_all, parser
+from deploy.torchserve.settings import CONFIG, LOGGING, java
 from model_repository import RepositoryError
 
 
@@ -40,12 +39,7 @@ def java_command(store: Path) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Does not return where it starts; 1 with the reason where it cannot."""
-    parser = argparse.ArgumentParser(prog="python -m deploy.torchserve", description=__doc__)
-    parser.add_argument("--model-repository", type=Path, default=Path("models"))
-    text = "directory for their archives, whose others are removed [%(default)s]"
-    parser.add_argument("--model-store", type=Path, default=STORE, help=text)
-    parser.add_argument("--models", default="", help="only these, with commas between")
-    arguments = parser.parse_args(argv)
+    arguments = parser("python -m deploy.torchserve", __doc__).parse_args(argv)
     try:
         command = java_command(arguments.model_store)
         pack_all(arguments.model_repository, arguments.model_store, arguments.models)

@@ -76,16 +76,19 @@ def _archive(manifest: Manifest, torchscript: Path, store: Path) -> None:
         raise RepositoryError(f"{manifest.name}: torch-model-archiver failed: {result.stderr}")
 
 
+def parser(prog: str, description: str | None) -> argparse.ArgumentParser:
+    """What a command that packs is told: which models, from where, to where."""
+    made = argparse.ArgumentParser(prog=prog, description=description)
+    made.add_argument("--model-repository", type=Path, default=Path("models"))
+    text = "directory for their archives, whose others are removed [%(default)s]"
+    made.add_argument("--model-store", type=Path, default=STORE, help=text)
+    made.add_argument("--models", default="", help="only these, with commas between")
+    return made
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """0 when all were packed; 1 with the reason when a model cannot be."""
-    parser = argparse.ArgumentParser(
-        prog="python -m deploy.torchserve.archive", description=__doc__
-    )
-    parser.add_argument("--model-repository", type=Path, default=Path("models"))
-    text = "directory for their archives, whose others are removed [%(default)s]"
-    parser.add_argument("--model-store", type=Path, default=STORE, help=text)
-    parser.add_argument("--models", default="", help="only these, with commas between")
-    arguments = parser.parse_args(argv)
+    arguments = parser("python -m deploy.torchserve.archive", __doc__).parse_args(argv)
     try:
         packed = pack_all(arguments.model_repository, arguments.model_store, arguments.models)
         print(*packed, sep="\n")

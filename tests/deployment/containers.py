@@ -40,7 +40,11 @@ def image(name: str) -> str:
 
 def docker(*arguments: str, timeout: float = TIMEOUT) -> str:
     """What the command prints; CalledProcessError, with what it complains of as a note."""
-    result = run(*arguments, timeout=timeout)
+    return printed(run(*arguments, timeout=timeout))
+
+
+def printed(result: subprocess.CompletedProcess[str]) -> str:
+    """What a command printed; CalledProcessError, with what it complained of as a note."""
     try:
         result.check_returncode()
     except subprocess.CalledProcessError as error:

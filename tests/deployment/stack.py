@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from containers import ROOT, TIMEOUT, docker, inspect, run, unique, version
+from containers import ROOT, TIMEOUT, docker, inspect, printed, run, unique, version
 
 from deploy.prometheus_server import Prometheus, configuration, free_port
 
@@ -62,12 +62,7 @@ class Stack:
         )
         seconds = time.monotonic() - start
         print(f"docker compose {' '.join(arguments)}: {result.returncode}, {seconds:.1f} s")
-        try:
-            result.check_returncode()
-        except subprocess.CalledProcessError as error:
-            error.add_note(result.stdout + result.stderr)
-            raise
-        return result.stdout
+        return printed(result)
 
     def containers(self) -> dict[str, dict[str, Any]]:
         """What docker knows of each service's container."""
