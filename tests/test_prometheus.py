@@ -34,6 +34,8 @@ pytestmark = [pytest.mark.prometheus, pytest.mark.slow]
 MODEL = "linear"
 PASSES = 4  # over the images
 WRONG = 1 / load.WRONG_EVERY
+# Drift is looked for every few seconds; until that has seen rows its gauges are NaN.
+DRIFT_JUDGED = "inference_drift_psi >= 0"
 # What Grafana fills in.
 VARIABLES = {"$model": ".*", "$version": ".*", "$__rate_interval": "1m", "$__range": "5m"}
 BOARDS = {name: json.loads(dashboards.text(board())) for name, board in dashboards.BOARDS.items()}
@@ -75,6 +77,7 @@ def observed(
             refusals(workers.process.address)
             shutil.rmtree(repository / "spare")
             wait_until(metrics, 'sum(inference_instances{model="spare"}) == 0')
+            wait_until(metrics, DRIFT_JUDGED)
             wait_for_rules(metrics)
             yield Observed(metrics, tally, images)
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from containers import ROOT, docker, run, until
 from stack import MODEL, PUBLISHED, Stack, stack, tally
-from test_prometheus import BOARDS, VARIABLES, has_data, wait_for_rules
+from test_prometheus import BOARDS, DRIFT_JUDGED, VARIABLES, has_data, wait_for_rules, wait_until
 
 from deploy.agreement import one_bucket_above
 from serving.client import Client, Outcome
@@ -39,6 +39,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         started.prometheus.wait_for_scrape()
         options = ("--requests=400", "--clients=2", f"--wrong-every={WRONG_EVERY}")
         first = started.load(*options)
+        wait_until(started.prometheus, DRIFT_JUDGED)
         wait_for_rules(started.prometheus)
         yield Served(started, first)
 
