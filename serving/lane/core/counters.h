@@ -1,0 +1,84 @@
+// Counters: slots of float64 in a mapped file that other processes read; serving/counters.py.
+//
+// The lane's records are its own: nobody else writes them, readers add up the records of a series.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+#include "batcher.h"
+#include "outcome.h"
+#include "status.h"
+
+namespace lane {
+
+// The slots of one series; where there are none, nothing is counted.
+struct Slots {
+  double* values = nullptr;
+  std::size_t count = 0;
+
+  // Stores are whole: readers of other processes see one value or the other.
+  void set(std::size_t index, double value) const;
+  void add(std::size_t index, double value) const;
+};
+
+// A histogram's slots: one for each of the ascending bounds, which belong to their buckets, one
+// beyond, then the sum. serving/families.py.
+struct Histogram {
+  Slots slots;
+  const std::vector<double>* bounds = nullptr;
+
+  void observe(double value) const;
+};
+
+// The series of one version; serving/model_metrics.py and serving/prediction_counts.py have the same
+// under the same names.
+struct ModelSeries {
+  Slots answered, inferences, executions, request_bytes, response_bytes;
+  Histogram request_rows, request_seconds, queue_seconds;
+  Histogram compute_input, compute_infer, compute_output, batch_rows;
+  Slots pending, busy, kept, last_inference;
+  // Slots of (requests by code, rejected by reason).
+  std::function<std::pair<Slots, Slots>(Code, Reason)> refusal;
+  // Slots of the batches of so many rows: asked once each.
+  std::function<Slots(std::int64_t rows)> batches;
+  // By label, where there are few; then for drift.
+  std::vector<Slots> predictions;
+  Slots predicted;
+  Histogram confidence, ink;
+};
+
+// Counts what one version does. Of any number of threads: its lock is held for a few stores.
+class ModelCounters {
+ public:
+  explicit ModelCounters(ModelSeries series);
+
+  void executed(const Execution& execution);
+  void waiting(std::size_t requests);  // a store; the batcher's lock is held
+  void busy(int more);
+  // Those answered of one batch together: message sizes, and what the model said of their rows.
+  void replied(std::int64_t request_bytes, std::int64_t response_bytes);
+  void predicted(const Fact* facts, std::int64_t count);
+  void failed(const Refusal& refusal, Seconds seconds, std::int64_t request_bytes);
+
+ private:
+  std::mutex lock_;
+  ModelSeries series_;
+  std::map<std::int64_t, Slots> batches_;
+  std::map<std::pair<Code, Reason>, std::pair<Slots, Slots>> refusals_;
+};
+
+// Counts requests that were refused before it was known which loaded model they are for, and those
+// inside.
+struct ServiceSeries {
+  std::function<std::pair<Slots, Slots>(Code, Reason)> refusal;
+  Slots request_bytes;
+  Slots in_flight;
+};
+
+}  // namespace lane

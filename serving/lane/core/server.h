@@ -1,0 +1,51 @@
+// Server: the thread that moves bytes between sockets and connections. It owns the epoll, the
+// listeners, every connection, and the outbox that batch threads put answers into.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "connection.h"
+#include "service.h"
+#include "wire.h"
+
+namespace lane {
+
+struct ServerOptions {
+  std::vector<int> listeners;      // listening sockets; the server closes them
+  std::string upstream_path;       // the Unix socket of grpcio's server
+  Limits limits;
+  std::size_t max_connections = 10000;
+  std::optional<TlsOptions> tls;
+};
+
+// The outbox of a server, made before it: the service needs it.
+class ServerOutbox;
+std::shared_ptr<ServerOutbox> make_outbox();
+std::shared_ptr<Outbox> as_outbox(const std::shared_ptr<ServerOutbox>& outbox);
+
+class Server {
+ public:
+  // Throws std::runtime_error for a certificate that cannot be read.
+  Server(ServerOptions options, std::shared_ptr<InferService> service,
+         std::shared_ptr<ServerOutbox> outbox);
+  ~Server();  // as stop()
+
+  void start();
+  // Listen no more, and ask every client to go elsewhere; returns at once.
+  void drain();
+  // Whether no connection has a call in flight any more, after at most so many seconds.
+  bool wait_until_idle(Seconds timeout);
+  // Close all that is left.
+  void stop();
+  std::size_t connections() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace lane

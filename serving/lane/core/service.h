@@ -1,0 +1,122 @@
+// InferService: a ModelInfer message's bytes in, a completion with the answer's bytes out.
+//
+// The native half of serving/inference.py: routes, checks, queues, encodes and counts. Knows no
+// HTTP/2: whoever listens hands in what arrived, and takes from an Outbox what came of it.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <variant>
+
+#include "batcher.h"
+#include "counters.h"
+#include "message.h"
+#include "predictions.h"
+#include "request.h"
+#include "signature.h"
+
+namespace lane {
+
+// A call of a connection.
+struct CallId {
+  std::uint64_t connection = 0;
+  std::int32_t stream = 0;
+};
+
+struct Reply {
+  std::string message;  // gRPC-framed
+  std::string version;
+  Seconds queue_seconds = 0;
+  Stages stages;
+};
+
+struct Finished {
+  CallId call;
+  std::variant<Reply, Refusal> result;
+};
+
+// Where completions go, from any thread; `flush` says that those pushed may go out together.
+class Outbox {
+ public:
+  virtual ~Outbox() = default;
+  virtual void push(Finished finished) = 0;
+  virtual void flush() = 0;
+};
+
+// A version as the lane serves it. Its batcher also takes requests that came by Python.
+struct ServedModel {
+  ServedModel(Signature signature, std::shared_ptr<Batcher> batcher,
+              std::shared_ptr<ModelCounters> counters)
+      : checker(std::move(signature)), batcher(std::move(batcher)), counters(std::move(counters)) {}
+
+  Checker checker;  // the I/O thread's
+  std::shared_ptr<Batcher> batcher;
+  std::shared_ptr<ModelCounters> counters;
+};
+
+// By name and version, where an empty version means the latest.
+using Routes = std::map<std::pair<std::string, std::string>, std::shared_ptr<ServedModel>, std::less<>>;
+
+struct ServiceOptions {
+  std::size_t room = 1;        // requests that may be inside
+  int priority_levels = 1;
+  bool prediction_ids = true;
+};
+
+// One request on its way.
+class Call;
+
+struct Submitted {
+  enum class What { taken, refused, pass_on };
+  What what = What::pass_on;
+  std::shared_ptr<Call> call;  // taken: its completion comes by the outbox
+  Refusal refusal;             // refused: counted, and to be told by the caller
+  std::string message;         // pass_on: the message as it came
+};
+
+class InferService {
+ public:
+  InferService(ServiceOptions options, std::shared_ptr<Outbox> outbox,
+               std::shared_ptr<const Signer> signer, ServiceSeries series);
+
+  // From any thread; requests that are inside stay where they are.
+  void set_routes(Routes routes);
+
+  // --- all below is the I/O thread's ---
+
+  // A serialised ModelInferRequest, without its frame's prefix. A thread hears of what was submitted
+  // by `wake`, at the latest.
+  Submitted submit(CallId id, std::string message, Seconds arrived, Seconds deadline);
+  // Wakes the batchers that got requests since.
+  void wake();
+  // The caller went away: completes it as cancelled, unless it is answered.
+  void cancel(const std::shared_ptr<Call>& call);
+
+  // Whether one more request has room, together with those that were passed on.
+  bool has_room() const;
+  // How to refuse a request whatever it asks, where there is no room; counted.
+  Refusal refuse_unread();
+  // ModelInfer calls that were passed on are inside, too.
+  void passed_on(int more) { passed_on_ += more; }
+
+  // From any thread: requests inside that the lane answers itself.
+  std::size_t in_flight() const { return in_flight_.load(); }
+  // The server is stopping.
+  std::atomic<bool> draining{false};
+
+ private:
+  friend class Call;
+  struct State;  // as the builder of service.cpp needs
+
+  ServiceOptions options_;
+  std::shared_ptr<State> state_;
+  std::atomic<std::size_t> in_flight_{0};
+  int passed_on_ = 0;
+};
+
+}  // namespace lane

@@ -1,0 +1,54 @@
+// How a request is refused: a canonical gRPC status, why (as the metrics count it), and a text.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+namespace lane {
+
+// https://grpc.io/docs/guides/status-codes/
+enum class Code : int {
+  ok = 0,
+  cancelled = 1,
+  invalid_argument = 3,
+  deadline_exceeded = 4,
+  not_found = 5,
+  resource_exhausted = 8,
+  unimplemented = 12,
+  internal = 13,
+  unavailable = 14,
+};
+
+// serving/errors.py's Rejection, in its order.
+enum class Reason : int {
+  queue_full,
+  overloaded,
+  invalid_input,
+  model_not_found,
+  model_not_ready,
+  deadline,
+  cancelled,
+  failed,
+  draining,
+};
+
+struct Refusal {
+  Code code = Code::internal;
+  Reason reason = Reason::failed;
+  std::string details;
+  double retry_after = -1;  // seconds, where trying again is worth while
+  // The version is being unloaded: whoever asks finds another, and nobody is told.
+  bool closed = false;
+};
+
+inline Refusal invalid_input(std::string details) {
+  return {Code::invalid_argument, Reason::invalid_input, std::move(details)};
+}
+
+// A batch could not be run; what() is for the log.
+struct RunFailed : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+}  // namespace lane
