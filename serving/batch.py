@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,6 +98,21 @@ class Request:
         if complete := self.claim():
             self.withdraw(self)
             complete(RequestCancelled("the request was cancelled"))
+
+
+class Batcher(Protocol):
+    """Runs requests together: DynamicBatcher, and the lane's NativeBatcher, under one contract."""
+
+    @property
+    def pending(self) -> int:
+        """Callers' requests that wait to be taken into a batch."""
+
+    def submit(self, request: Request) -> None:
+        """Queue it; raises InvalidInput, QueueFull or BatcherClosed, and then does not complete
+        it."""
+
+    def close(self, timeout: float) -> bool:
+        """Take nothing more, let what is queued or runs finish; whether all did in time."""
 
 
 def _nowhere(request: Request) -> None:

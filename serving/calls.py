@@ -25,12 +25,26 @@ def deadline_of(context: Any) -> float:
     return math.inf if remaining is None else time.monotonic() + remaining
 
 
+# Metadata of what the native lane passes on; it strips what a client sends under these names.
+PEER_METADATA = "x-digits-peer"
+_PRIVATE_SOCKET = "unix:"
+
+
+def peer_of(context: Any) -> str:
+    """Who calls, as gRPC names peers; the lane's client, where the lane passed the call on."""
+    peer: str = context.peer()
+    if not peer.startswith(_PRIVATE_SOCKET):
+        return peer
+    told = (value for key, value in context.invocation_metadata() if key == PEER_METADATA)
+    return next(told, peer)
+
+
 def caller_of(rpc: str, context: Any) -> Caller:
     """Who calls; also once the call is over. Some microseconds: not for every call."""
     headers = {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
     return Caller(
         rpc,
-        context.peer(),
+        peer_of(context),
         headers.get("x-request-id", ""),
         headers.get("traceparent", ""),
         headers.get("tracestate", ""),

@@ -305,6 +305,15 @@ class ServerConfig:
     grpc_port: int = field(
         default=8001, metadata=_about("network", "gRPC; 0 for any free port", bounds=(0, 65535))
     )
+    transport: str = field(
+        default="auto",
+        metadata=_about(
+            "network",
+            "who listens for gRPC: native is the lane in C++, which answers ModelInfer itself and"
+            " passes all other calls on to grpcio; auto takes it where it was built",
+            choices=("auto", "native", "grpcio"),
+        ),
+    )
     metrics_port: int = field(
         default=8002,
         metadata=_about(

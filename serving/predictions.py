@@ -35,6 +35,15 @@ class Prediction(NamedTuple):
     ink: float = math.nan  # mean input from 0 to 1; NaN where that is not UINT8
 
 
+class PredictionPlan(NamedTuple):
+    """Where a model's class, scores and image are: names of tensors, empty where there is none."""
+
+    class_output: str
+    score_output: str
+    image_input: str
+    temperature: float
+
+
 def class_output(manifest: Manifest) -> TensorSpec | None:
     """The output that tells a row's class: `labels` where the model gives them, else its first
     output of scores, (N, C); None where neither is there."""
@@ -81,6 +90,12 @@ class Predictor:
         facts["ink"] = ink(inputs[self._image], len(labels)) if self._image else np.nan
         outputs[_FACTS] = facts
         return outputs
+
+    @property
+    def plan(self) -> PredictionPlan:
+        """For who does the same without Python."""
+        scores = self._scores.name if self._scores else ""
+        return PredictionPlan(self._class.name, scores, self._image, self._temperature)
 
     def of(self, outputs: Tensors) -> Sequence[Prediction]:
         """One prediction for each row of the outputs, whole or a request's share of them."""

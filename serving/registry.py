@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -12,12 +12,13 @@ import numpy as np
 
 from model_repository import Manifest
 from serving import holdout, tensors
-from serving.batch import Answer, Outcome, Request, Tensors
+from serving.batch import Answer, Batcher, Outcome, Request, Tensors
 from serving.batcher import DynamicBatcher
 from serving.config import ServerConfig
 from serving.errors import ModelNotFound, ModelNotReady
 from serving.model import Model
 from serving.model_metrics import ModelMetrics
+from serving.native_models import NativeModels
 from serving.prediction_counts import PredictionCounts
 from serving.predictions import Prediction, predictor
 
@@ -43,9 +44,15 @@ class VersionState:
 
 
 class ServedModel:
-    """A loaded version with its batcher and its metrics."""
+    """A loaded version with its batcher and its metrics; by the lane's batcher where it can be."""
 
-    def __init__(self, model: Model, config: ServerConfig, metrics: ModelMetrics) -> None:
+    def __init__(
+        self,
+        model: Model,
+        config: ServerConfig,
+        metrics: ModelMetrics,
+        native: NativeModels | None = None,
+    ) -> None:
         self.model = model
         self.version = str(model.manifest.version)
         self.metrics = metrics
@@ -59,7 +66,18 @@ class ServedModel:
         self._counts = PredictionCounts(metrics, manifest) if self._predictor else None
         self._queue_limit, self._instances = config.max_queue_size, config.instance_count
         self.max_batch_size = config.max_batch_size if self.batchable else 0
-        self.batcher = DynamicBatcher(
+        # Whatever way a request comes, it waits in the one queue of its version.
+        self.routed: object = None  # what the lane is given, where it serves the version
+        self.batcher: Batcher
+        if native and native.takes(model):
+            plan = self._predictor.plan if self._predictor else None
+            self.batcher, self.routed = native.serve(model, plan)
+        else:
+            self.batcher = self._dynamic_batcher(config)
+
+    def _dynamic_batcher(self, config: ServerConfig) -> DynamicBatcher:
+        model, metrics = self.model, self.metrics
+        return DynamicBatcher(
             self._run if self.batchable else self._run_single,
             max_batch_size=config.max_batch_size if self.batchable else 1,
             max_queue_delay=config.max_queue_delay,
@@ -173,6 +191,11 @@ class ModelRegistry:
         if served is None:
             raise self._missing(name, version)
         return served
+
+    @property
+    def routes(self) -> Mapping[tuple[str, str], ServedModel]:
+        """What `get` finds, by name and version; an empty version means the latest."""
+        return self._routes
 
     def versions(self, name: str) -> list[int]:
         """Versions of the model that are served, ascending."""

@@ -34,6 +34,7 @@ from serving.families import Exported
 from serving.feedback import Feedback, published_labels
 from serving.inference import InferenceService
 from serving.metrics import Metrics
+from serving.native_transport import NativeTransport, native_module
 from serving.observers import observers, spans
 from serving.prediction_ids import Signer, feedback_keys
 from serving.probe import Prober
@@ -86,11 +87,12 @@ class InferenceServer:
         self._stopping = False
         self._health = health.HealthServicer()
         self._metrics = Metrics(counters, version(), worker)
+        self._lane = _lane(config, self._metrics, keys)
         self._metrics.set(Exported.in_flight_limit, config.room)
         self.registry = ModelRegistry(self._model_changed)
         self._prober = Prober(self.registry, config.probe_interval)
         self.control = ModelControl(config, self.registry, self._load, self._metrics)
-        tracer = Tracer()
+        tracer = Tracer(self._traced)
         self.admin = ProcessAdmin(self.control, tracer)
         signer = Signer(keys)
         self._feedback = _feedback(config, counters, signer, self._metrics)
@@ -120,12 +122,20 @@ class InferenceServer:
         for name in (*READINESS, STARTUP, *{state.name for state in self.registry.index}):
             self._health.set(name, NOT_SERVING)
         self._health.set(LIVENESS, SERVING)
+        self.port = self._listen()
+        self.report_readiness()
+
+    def _listen(self) -> int:
         config = self._config
         if config.workers == 1:
             check_free("--grpc-port", config.host, config.grpc_port)
-        self.port = self._grpc.add_insecure_port(address(config.host, config.grpc_port))
+        if not self._lane:
+            port = self._grpc.add_insecure_port(address(config.host, config.grpc_port))
+            self._grpc.start()
+            return port
+        self._grpc.add_insecure_port(self._lane.upstream)
         self._grpc.start()
-        self.report_readiness()
+        return self._lane.listen()
 
     def load(self) -> None:
         """Load the models, and look for changes, on a thread of its own."""
@@ -143,7 +153,9 @@ class InferenceServer:
 
     def wait_until_idle(self, timeout: float) -> bool:
         """Whether no inference is in flight any more, after at most `timeout` seconds."""
-        return self.service.wait_until_idle(timeout)
+        end = time.monotonic() + timeout
+        lane_idle = not self._lane or self._lane.wait_until_idle(timeout)
+        return lane_idle and self.service.wait_until_idle(max(0.0, end - time.monotonic()))
 
     def stop(self) -> None:
         """Report not serving, refuse what is new, and let what is in flight finish in time."""
@@ -152,12 +164,17 @@ class InferenceServer:
         self.control.stop()
         self._prober.stop()
         self._health.enter_graceful_shutdown()
-        self._grpc.stop(self._config.drain_timeout)
+        if self._lane:
+            self._lane.drain()
+        else:
+            self._grpc.stop(self._config.drain_timeout)
         # Open streams would hold gRPC's own wait to its end; only inference is worth waiting for.
         while self._handlers.receiving and time.monotonic() < end:
             time.sleep(RECEIVED_WITHIN)
         self.wait_until_idle(max(0.0, end - time.monotonic()))
         self._grpc.stop(min(LAST_ANSWERS, self._config.drain_timeout)).wait()
+        if self._lane:
+            self._lane.stop()
         if self._loader.is_alive():
             self._loader.join(max(0.0, end - time.monotonic()))
         for served in self.registry.loaded:
@@ -197,16 +214,25 @@ class InferenceServer:
             raise ModelLoadError(message, "manifest")
         model_repository.require_model_name(name)
         model = models.load(directory, manifest, self._runtime)
-        served = ServedModel(model, self._config, self._metrics.model(name, manifest.version))
+        metrics = self._metrics.model(name, manifest.version)
+        natively = self._lane.models if self._lane else None
+        served = ServedModel(model, self._config, metrics, natively)
         self._feedback.expect(manifest, show=self._worker == 0)
         return served
 
     def _model_changed(self, name: str, served: bool) -> None:
+        if self._lane:
+            self._lane.route(lambda: self.registry.routes)
         if not self._stopping:
             self._health.set(name, SERVING if served else NOT_SERVING)
         if self._loaded.is_set():
             self.report_readiness()
         self._prober.wake()
+
+    def _traced(self, active: bool) -> None:
+        """What is logged and traced goes by Python."""
+        if self._lane:
+            self._lane.observe(active or bool(self._config.access_log))
 
     def _servicer(self, admin: Admin, tracer: Tracer) -> InferenceServicer:
         return InferenceServicer(
@@ -263,6 +289,16 @@ class Server:
         self._drift.stop()
         self._metrics.stop()
         self._counters.close()
+
+
+def _lane(config: ServerConfig, metrics: Metrics, keys: Sequence[bytes]) -> NativeTransport | None:
+    native = native_module(config.transport)
+    if native is None:
+        return None
+    key = keys[0] if config.prediction_ids else None
+    lane = NativeTransport(native, config, metrics, key)
+    lane.observe(bool(config.access_log))
+    return lane
 
 
 def version() -> str:

@@ -12,6 +12,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from serving import describe, logs
 from serving.admin import Admin, require_admin
+from serving.calls import peer_of
 from serving.config import ServerConfig
 from serving.errors import InvalidInput, ModelNotFound, ModelNotReady, NotSupported
 from serving.metrics import Metrics
@@ -166,7 +167,7 @@ def unary(
 
     def answer(request: Message, context: grpc.ServicerContext) -> Message:
         try:
-            return method(request, context.peer())
+            return method(request, peer_of(context))
         except Exception as error:
             status, details = status_of(error, rpc=kind.__name__.removesuffix("Request"))
         if status == "PERMISSION_DENIED" or status == "UNIMPLEMENTED":

@@ -81,11 +81,16 @@ def status_of(error: BaseException, **facts: object) -> tuple[str, str]:
         facts["request_id"] = uuid.uuid4().hex
         details = f"{details} (request {facts['request_id']})"
     cause = error.__cause__ if isinstance(error, ModelFailed) else None
-    facts = {name: fact for name, fact in facts.items() if fact}
-    log.error("a request failed", exc_info=cause or error, extra=facts)
+    log_fault(cause or error, facts)
     if cause:  # its frames hold the batch, and that holds it: until the garbage collector came
         error.__cause__ = None
     return status, details
+
+
+def log_fault(error: BaseException, facts: Mapping[str, object]) -> None:
+    """What was the server's own fault, with its traceback and what is known of the request."""
+    known = {name: fact for name, fact in facts.items() if fact}
+    log.error("a request failed", exc_info=error, extra=known)
 
 
 def is_fault(error: BaseException) -> bool:

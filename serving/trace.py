@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from serving.access import Finished, Sampling
 from serving.errors import InvalidInput
@@ -23,10 +23,14 @@ log = logging.getLogger(__name__)
 
 
 class Tracer:
-    """Decides which requests are traced. `active` is false where none can be: it costs nothing."""
+    """Decides which requests are traced. `active` is false where none can be: it costs nothing.
 
-    def __init__(self) -> None:
+    `changed` is told whenever settings have changed, under a lock.
+    """
+
+    def __init__(self, changed: Callable[[bool], None] = lambda active: None) -> None:
         self.active = False
+        self._changed = changed
         self._settings: dict[str, Settings] = {"": dict(_DEFAULTS)}
         self._samplings: dict[str, Sampling] = {}  # of those names whose tracing is on
         self._changing = threading.Lock()
@@ -54,6 +58,7 @@ class Tracer:
                 if TIMESTAMPS in (now := self.settings(name))["trace_level"]
             }
             self.active = bool(self._samplings)
+            self._changed(self.active)
 
     def record(self, finished: Finished) -> None:
         """Log a request that was answered, if it is one of those to trace."""

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import grpc
@@ -53,6 +54,9 @@ ROOT = Path(__file__).parent.parent
 PATIENCE = 60.0
 # Seconds until a process that a test has started is killed, all its steps having gone wrong.
 LIFETIME = 5 * PATIENCE
+# Which transport all servers of the tests take: the whole suite runs over either. The environment
+# says the same to those that are processes of their own.
+TRANSPORT = os.environ.setdefault("DIGITS_TRANSPORT", "grpcio")
 THREES_AND_SEVENS = ("3", "7")
 IMAGES = TensorSpec("images", "UINT8", (-1, 28, 28))
 CLASSIFIER_OUTPUTS = (
@@ -229,11 +233,13 @@ def save_classifier(path: Path, digits: Digits) -> None:
     save(graph, path)
 
 
-def save_echo(path: Path, shape: list[str | int]) -> None:
+def save_echo(
+    path: Path, shape: list[str | int], types: Mapping[str, int] = MappingProxyType(ECHO_TYPES)
+) -> None:
     """Gives every input back, one of each datatype: in_FP32 as out_FP32."""
-    nodes = [helper.make_node("Identity", [f"in_{t}"], [f"out_{t}"]) for t in ECHO_TYPES]
-    inputs = [helper.make_tensor_value_info(f"in_{t}", e, shape) for t, e in ECHO_TYPES.items()]
-    outputs = [helper.make_tensor_value_info(f"out_{t}", e, shape) for t, e in ECHO_TYPES.items()]
+    nodes = [helper.make_node("Identity", [f"in_{t}"], [f"out_{t}"]) for t in types]
+    inputs = [helper.make_tensor_value_info(f"in_{t}", e, shape) for t, e in types.items()]
+    outputs = [helper.make_tensor_value_info(f"out_{t}", e, shape) for t, e in types.items()]
     save(helper.make_graph(nodes, "echo", inputs, outputs), path)
 
 
@@ -354,15 +360,20 @@ def share_by_bin(values: Sequence[float], edges: tuple[float, ...]) -> Distribut
     return Distribution(edges, tuple(count / len(values) for count in counts))
 
 
-def publish_echo(repository: Path, name: str, shape: tuple[int, ...]) -> Path:
-    """Publish the echo of every datatype; -1 in the shape is variable."""
-    names: list[str | int] = ["N" if size == -1 else size for size in shape]
+def publish_echo(
+    repository: Path,
+    name: str,
+    shape: tuple[int, ...],
+    types: Mapping[str, int] = MappingProxyType(ECHO_TYPES),
+) -> Path:
+    """Publish the echo of every datatype, or of some; -1 in the shape is variable."""
+    names: list[str | int] = [f"N{i}" if size == -1 else size for i, size in enumerate(shape)]
     return publish_model(
         repository,
         name,
-        lambda path: save_echo(path, names),
-        tuple(TensorSpec(f"in_{t}", t, shape) for t in ECHO_TYPES),
-        tuple(TensorSpec(f"out_{t}", t, shape) for t in ECHO_TYPES),
+        lambda path: save_echo(path, names, types),
+        tuple(TensorSpec(f"in_{t}", t, shape) for t in types),
+        tuple(TensorSpec(f"out_{t}", t, shape) for t in types),
     )
 
 
@@ -391,7 +402,11 @@ class Running:
 def running_server(repository: Path, **options: object) -> Iterator[Running]:
     """Serve a repository in this process, on free ports; options are ServerConfig's."""
     defaults = ServerConfig(
-        model_repository=repository, grpc_port=0, metrics_port=0, intra_op_threads=1
+        model_repository=repository,
+        grpc_port=0,
+        metrics_port=0,
+        intra_op_threads=1,
+        transport=TRANSPORT,
     )
     server = Server(dataclasses.replace(defaults, **options))  # type: ignore[arg-type]
     server.start()

@@ -1,0 +1,159 @@
+// The lane's server for Python: what it is told of the models, and how it starts and ends; native.pyi.
+
+#include <pybind11/functional.h>
+#include <pybind11/stl.h>
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "batcher.h"
+#include "bindings.h"
+#include "counters_of_python.h"
+#include "interpreter.h"
+#include "model_observer.h"
+#include "python_batcher.h"
+#include "server.h"
+#include "service.h"
+
+namespace py = pybind11;
+
+namespace lane {
+namespace {
+
+using Spec = std::tuple<std::string, std::string, std::vector<std::int64_t>>;
+using Settings = std::map<std::string, double>;
+using Key = std::pair<std::string, std::string>;  // name and version
+
+std::vector<TensorSpec> specs_of(const std::vector<Spec>& specs) {
+  std::vector<TensorSpec> found;
+  for (const auto& [name, datatype, shape] : specs) found.push_back({name, datatype, shape});
+  return found;
+}
+
+std::shared_ptr<ServedModel> served_model(std::string name, std::string version,
+                                          const std::vector<Spec>& inputs,
+                                          const std::vector<Spec>& outputs,
+                                          std::vector<std::string> labels,
+                                          const PythonBatcher& batcher,
+                                          std::shared_ptr<ModelCounters> counters) {
+  Signature signature{std::move(name), std::move(version), specs_of(inputs), specs_of(outputs),
+                      std::move(labels)};
+  return std::make_shared<ServedModel>(std::move(signature), batcher.batcher(), std::move(counters));
+}
+
+Limits limits_of(const Settings& settings) {
+  Limits limits;
+  limits.max_message_bytes = static_cast<std::size_t>(settings.at("max_message_bytes"));
+  limits.max_streams = static_cast<std::uint32_t>(settings.at("max_streams"));
+  limits.keepalive_time = settings.at("keepalive_time");
+  limits.keepalive_timeout = settings.at("keepalive_timeout");
+  limits.max_age = settings.at("max_age");
+  limits.max_age_grace = settings.at("max_age_grace");
+  return limits;
+}
+
+// Everything of one process's lane but its models. Python's lock is let go before anything waits.
+class PythonServer {
+ public:
+  PythonServer(std::string upstream_path, Settings settings,
+               std::optional<std::tuple<std::string, std::string, std::string>> tls,
+               std::optional<py::bytes> key, py::object refusal, py::object request_bytes,
+               py::object in_flight, py::object failed)
+      : settings_(std::move(settings)), outbox_(make_outbox()) {
+    options_.upstream_path = std::move(upstream_path);
+    options_.limits = limits_of(settings_);
+    if (tls) {
+      const auto& [certificate, private_key, client_ca] = *tls;
+      options_.tls = TlsOptions{certificate, private_key, client_ca};
+    }
+    ServiceOptions service;
+    service.room = static_cast<std::size_t>(settings_.at("room"));
+    service.priority_levels = static_cast<int>(settings_.at("priority_levels"));
+    service.prediction_ids = key.has_value();
+    service.failed = fault_logger(std::move(failed));
+    auto signer = key ? std::make_shared<const Signer>(std::string(*key)) : nullptr;
+    service_ = std::make_shared<InferService>(
+        std::move(service), as_outbox(outbox_), std::move(signer),
+        service_series(std::move(refusal), std::move(request_bytes), std::move(in_flight)));
+  }
+
+  std::shared_ptr<BatchObserver> observer(std::shared_ptr<ModelCounters> counters, py::object warn) {
+    return std::make_shared<ModelObserver>(std::move(counters), as_outbox(outbox_),
+                                           text_logger(std::move(warn)));
+  }
+
+  void start(std::vector<int> listeners) {
+    const py::gil_scoped_release released;
+    options_.listeners = std::move(listeners);
+    server_ = std::make_unique<Server>(options_, service_, outbox_);
+    server_->start();
+  }
+
+  void set_routes(const std::map<Key, std::shared_ptr<ServedModel>>& models) {
+    Routes routes(models.begin(), models.end());
+    const py::gil_scoped_release released;
+    service_->set_routes(std::move(routes));
+  }
+
+  void set_observed(bool every) { service_->observed = every; }
+
+  void drain() {
+    const py::gil_scoped_release released;
+    service_->draining = true;
+    if (server_) server_->drain();
+  }
+
+  bool wait_until_idle(Seconds timeout) {
+    const py::gil_scoped_release released;
+    return !server_ || server_->wait_until_idle(timeout);
+  }
+
+  void stop() {
+    const py::gil_scoped_release released;
+    if (server_) server_->stop();
+  }
+
+  std::size_t in_flight() const { return service_->in_flight(); }
+  std::size_t connections() const { return server_ ? server_->connections() : 0; }
+
+ private:
+  Settings settings_;
+  ServerOptions options_;
+  std::shared_ptr<ServerOutbox> outbox_;
+  std::shared_ptr<InferService> service_;
+  std::unique_ptr<Server> server_;
+};
+
+}  // namespace
+
+void bind_server(py::module_& module) {
+  py::class_<ModelCounters, std::shared_ptr<ModelCounters>>(module, "ModelCounters")
+      .def(py::init(&counters_of_python), py::kw_only(), py::arg("slots"), py::arg("histograms"),
+           py::arg("predictions"), py::arg("refusal"), py::arg("batches"));
+  py::class_<ServedModel, std::shared_ptr<ServedModel>>(module, "ServedModel")
+      .def(py::init(&served_model), py::arg("name"), py::arg("version"), py::arg("inputs"),
+           py::arg("outputs"), py::arg("labels"), py::arg("batcher"), py::arg("counters"));
+  py::class_<PythonServer>(module, "Server")
+      .def(py::init<std::string, Settings,
+                    std::optional<std::tuple<std::string, std::string, std::string>>,
+                    std::optional<py::bytes>, py::object, py::object, py::object, py::object>(),
+           py::kw_only(), py::arg("upstream_path"), py::arg("settings"), py::arg("tls"),
+           py::arg("key"), py::arg("refusal"), py::arg("request_bytes"), py::arg("in_flight"),
+           py::arg("failed"))
+      .def("observer", &PythonServer::observer, py::arg("counters"), py::arg("warn"))
+      .def("start", &PythonServer::start, py::arg("listeners"))
+      .def("set_routes", &PythonServer::set_routes, py::arg("routes"))
+      .def("set_observed", &PythonServer::set_observed, py::arg("every"))
+      .def("drain", &PythonServer::drain)
+      .def("wait_until_idle", &PythonServer::wait_until_idle, py::arg("timeout"))
+      .def("stop", &PythonServer::stop)
+      .def_property_readonly("in_flight", &PythonServer::in_flight)
+      .def_property_readonly("connections", &PythonServer::connections);
+}
+
+}  // namespace lane
