@@ -16,18 +16,22 @@
 
 namespace lane {
 
-// The client's side of what is passed on; streams have the client's numbers.
+// The client's side of what is passed on; streams have the client's numbers. It may call Upstream in
+// answer to any of these, and destroys it in answer to `upstream_lost` at the earliest.
 class Downstream {
  public:
   virtual ~Downstream() = default;
-  // The response's headers; with `end`, they are all of it ("trailers only").
+  // The response's headers, `:status` first; with `end`, they are all of it ("trailers only").
   virtual void upstream_headers(std::int32_t stream, Headers headers, bool end) = 0;
   // Part of the response; `Upstream::taken` tells when it has left, which opens the window again.
   virtual void upstream_data(std::int32_t stream, std::string_view bytes) = 0;
+  // The end of the response; empty where it ended without.
   virtual void upstream_trailers(std::int32_t stream, Headers trailers) = 0;
-  // The upstream ended the stream by RST_STREAM.
+  // The upstream ended the stream by RST_STREAM. After trailers, the response is complete and still to
+  // be sent, and the client, which has not ended its request, is to stop (RFC 9113, 8.1).
   virtual void upstream_reset(std::int32_t stream, std::uint32_t error) = 0;
-  // So many bytes of the request have gone on: the client may send as many more.
+  // So many bytes of the request have gone on: the client may send as many more. What is thrown away
+  // counts, too: each byte of `data` comes back once, even if the stream is no more.
   virtual void upstream_taken(std::int32_t stream, std::size_t bytes) = 0;
   // The connection is gone, with all its streams.
   virtual void upstream_lost() = 0;
@@ -40,7 +44,7 @@ class Upstream {
   virtual void open(std::int32_t stream, Headers headers, bool end) = 0;
   // Part of the request's body; `end` after the last.
   virtual void data(std::int32_t stream, std::string_view bytes, bool end) = 0;
-  // The client went away.
+  // The client's stream is over before it has taken all; ignored where there is nothing to end.
   virtual void reset(std::int32_t stream, std::uint32_t error) = 0;
   // So many bytes of the response have left to the client.
   virtual void taken(std::int32_t stream, std::size_t bytes) = 0;
@@ -58,7 +62,10 @@ class UpstreamConnection : public Upstream {
   void reset(std::int32_t stream, std::uint32_t error) override;
   void taken(std::int32_t stream, std::size_t bytes) override;
 
+  // What the upstream sent; nothing (size 0) is the end of the socket. False: it is over, `upstream_lost`
+  // has been called, and this may be gone with it.
   bool receive(const std::uint8_t* data, std::size_t size);
+  // Appends what is to be sent, up to about `most` bytes; call again while it appends something.
   void send(std::string& out, std::size_t most);
 
  private:
