@@ -192,7 +192,7 @@ bool Client::send(Seconds now) {
 void Client::settle_upstream() {
   if (!relay_ || !relay_->lost()) return;
   const std::shared_ptr<Relay> lost = std::move(relay_);
-  connection_->upstream_lost();
+  lost->end();
 }
 
 void Client::leave(Seconds now) {

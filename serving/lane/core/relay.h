@@ -26,6 +26,8 @@ class Relay {
   // Tries again, if it is not connected yet; when to come again.
   Seconds tick(Seconds now);
   bool lost() const { return lost_; }
+  // Tells the client's side that it is lost, if that was not told.
+  void end() { upstream_.receive(nullptr, 0); }
 
  private:
   void connect();
