@@ -40,8 +40,9 @@ from serving.probe import Prober
 from serving.registry import ModelRegistry, ServedModel
 from serving.scrapes import MetricsServer
 from serving.servicer import SERVICE, InferenceServicer, handlers
+from serving.tls import tls_files
 from serving.trace import Tracer
-from serving.transport import Handlers, grpc_server
+from serving.transport import Handlers, add_port, grpc_server
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -123,7 +124,7 @@ class InferenceServer:
         config = self._config
         if config.workers == 1:
             check_free("--grpc-port", config.host, config.grpc_port)
-        self.port = self._grpc.add_insecure_port(address(config.host, config.grpc_port))
+        self.port = add_port(self._grpc, address(config.host, config.grpc_port), config)
         self._grpc.start()
         self.report_readiness()
 
@@ -233,6 +234,7 @@ class Server:
     """A whole server in this process: inference, metrics, and the directory of counters."""
 
     def __init__(self, config: ServerConfig) -> None:
+        tls_files(config)  # no good: said before anything is begun
         keys = feedback_keys(config.feedback_key_file)
         self._counters = CounterDirectory()
         try:
