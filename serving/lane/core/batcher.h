@@ -53,7 +53,8 @@ class BatchObserver {
   virtual void busy(int) {}
   // All requests of a run, or of a refusal, have been completed: what they left may go out together.
   virtual void handed_out() {}
-  // Requests failed together and none by itself; or one failed: the text is the executor's.
+  // Requests failed together and none by itself. One that fails is for its caller's side to log, by
+  // its refusal's `cause`.
   virtual void failed(const std::string& warning) { (void)warning; }
 };
 
@@ -61,7 +62,8 @@ class Batcher {
  public:
   Batcher(std::shared_ptr<Executor> executor, BatcherOptions options,
           std::shared_ptr<BatchObserver> observer = std::make_shared<BatchObserver>());
-  ~Batcher();  // closes at once
+  // Closes at once, and waits for what runs; but not where one of its own threads lets it go.
+  ~Batcher();
   Batcher(const Batcher&) = delete;
   Batcher& operator=(const Batcher&) = delete;
 
@@ -82,11 +84,17 @@ class Batcher {
 
  private:
   struct Ran;
-  // The builder of batcher.cpp fills this in as it needs.
   struct State;
+
+  void start();
+  bool on_own_thread() const;
+  void join();
 
   BatcherOptions options_;
   std::shared_ptr<State> state_;
+  std::mutex joining_;
+  std::vector<std::thread> threads_;
+  std::vector<std::thread::id> ids_;
 };
 
 }  // namespace lane

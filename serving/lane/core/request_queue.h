@@ -3,6 +3,7 @@
 // The same as serving/request_queue.py, which tells more.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <deque>
 #include <limits>
@@ -22,9 +23,10 @@ class RequestQueue {
   // How many wait that are no background requests.
   std::size_t callers() const { return count_ - levels_.back().size(); }
 
+  // Throws std::out_of_range where there is no such priority.
   void append(RequestPtr request);
-  // Takes it out, if it is here; whether it was.
-  bool discard(const Request& request);
+  // Takes it out, if it is here; otherwise null. To let it go is for who holds no lock any more.
+  RequestPtr discard(const Request& request);
   // Takes out those whose deadline has passed.
   std::vector<RequestPtr> expire(Seconds now);
   // Whether with this one more, a batch of those that wait could grow no further.
@@ -36,7 +38,7 @@ class RequestQueue {
   std::vector<RequestPtr> take_all();
 
  private:
-  std::deque<RequestPtr>& level_of(const Request& request);
+  std::deque<RequestPtr>* level_of(const Request& request);  // null where there is none
 
   std::vector<std::deque<RequestPtr>> levels_;  // by priority, then the background
   std::size_t count_ = 0;

@@ -1,6 +1,7 @@
 // How a request is refused: a canonical gRPC status, why (as the metrics count it), and a text.
 #pragma once
 
+#include <exception>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -40,6 +41,8 @@ struct Refusal {
   double retry_after = -1;  // seconds, where trying again is worth while
   // The version is being unloaded: whoever asks finds another, and nobody is told.
   bool closed = false;
+  // What the executor threw, where the model failed: for the log, not for the caller.
+  std::exception_ptr cause = nullptr;
 };
 
 inline Refusal invalid_input(std::string details) {
@@ -50,5 +53,17 @@ inline Refusal invalid_input(std::string details) {
 struct RunFailed : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
+
+// Of a cause, for the log.
+inline std::string text_of(const std::exception_ptr& cause) {
+  try {
+    if (cause) std::rethrow_exception(cause);
+    return {};
+  } catch (const std::exception& error) {
+    return error.what();
+  } catch (...) {
+    return "an unknown exception";
+  }
+}
 
 }  // namespace lane

@@ -1,0 +1,543 @@
+// Batcher: the queue's lock, the threads that run batches, and who completes what. The clauses are
+// those of serving/batcher.py and serving/batch.py, under the same names where there is one.
+#include "batcher.h"
+
+#include <pthread.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <exception>
+#include <iterator>
+#include <limits>
+#include <utility>
+
+namespace lane {
+namespace {
+
+constexpr Seconds kShortestRetry = 0.01;  // after which a refused caller may try again, at least
+constexpr Seconds kLongestWait = 3600;    // at a time: more may not fit into the clock's integer
+constexpr Seconds kNever = std::numeric_limits<Seconds>::infinity();
+
+std::chrono::steady_clock::time_point moment(Seconds at) {
+  const std::chrono::duration<double> seconds(std::min(at, now() + kLongestWait));
+  using Clock = std::chrono::steady_clock;  // CLOCK_MONOTONIC, as `now` is
+  return Clock::time_point(std::chrono::duration_cast<Clock::duration>(seconds));
+}
+
+Refusal too_late(const char* details) {
+  return {Code::deadline_exceeded, Reason::deadline, details};
+}
+
+Refusal unloaded(const char* details) {
+  return {Code::unavailable, Reason::model_not_ready, details, -1, true};
+}
+
+Refusal model_failed(std::exception_ptr cause) {
+  Refusal refusal{Code::internal, Reason::failed, "the model failed; the server's log says why"};
+  refusal.cause = std::move(cause);
+  return refusal;
+}
+
+// Rows of the smallest bucket that holds so many; as many where none does.
+std::int64_t padded(std::int64_t rows, const std::vector<std::int64_t>& buckets) {
+  const auto bucket = std::lower_bound(buckets.begin(), buckets.end(), rows);
+  return bucket == buckets.end() ? rows : *bucket;
+}
+
+std::int64_t rows_of(const std::vector<RequestPtr>& requests) {
+  std::int64_t rows = 0;
+  for (const auto& request : requests) rows += request->rows;
+  return rows;
+}
+
+// The inputs of all, one below the other, then zeros up to `rows`.
+std::shared_ptr<const Batch> stack(const std::vector<RequestPtr>& requests, std::int64_t rows) {
+  auto batch = std::make_shared<Batch>();
+  batch->layout = requests.front()->layout;
+  batch->rows = rows;
+  for (std::size_t index = 0; index < batch->layout->inputs.size(); ++index) {
+    const std::size_t row_bytes = batch->layout->inputs[index].bytes;
+    const std::size_t bytes = static_cast<std::size_t>(rows) * row_bytes;
+    auto& stacked = batch->inputs.emplace_back();
+    stacked.reserve(bytes);  // and inserted: what is overwritten anyway need not be zeros first
+    for (const auto& request : requests) {
+      const std::byte* from = request->inputs.at(index);
+      stacked.insert(stacked.end(), from, from + static_cast<std::size_t>(request->rows) * row_bytes);
+    }
+    stacked.resize(bytes);
+  }
+  return batch;
+}
+
+// As Python writes a tuple.
+std::string shape_text(const std::vector<std::int64_t>& shape) {
+  std::string text = "(";
+  for (std::size_t index = 0; index < shape.size(); ++index) {
+    text += (index ? ", " : "") + std::to_string(shape[index]);
+  }
+  return text + (shape.size() == 1 ? ",)" : ")");
+}
+
+// Throws RunFailed unless there are as many rows as went in.
+void check_rows(const Outputs& outputs, std::int64_t rows) {
+  for (const auto& tensor : outputs.tensors) {
+    if (tensor.has_rows(rows)) continue;
+    throw RunFailed("output '" + tensor.name + "' has shape " + shape_text(tensor.shape) +
+                    ", expected " + std::to_string(rows) + " rows");
+  }
+}
+
+// Counts a run as busy while it lasts, however it ends.
+class Busy {
+ public:
+  explicit Busy(BatchObserver& observer) : observer_(observer) { observer_.busy(1); }
+  ~Busy() { observer_.busy(-1); }
+  Busy(const Busy&) = delete;
+  Busy& operator=(const Busy&) = delete;
+
+ private:
+  BatchObserver& observer_;
+};
+
+// What `top` and debuggers show; Linux has room for 15 characters.
+void name_thread(const std::string& name, int number) {
+  const std::string ending = "-" + std::to_string(number);
+  const std::string text = name.substr(0, 15 - std::min<std::size_t>(ending.size(), 15)) + ending;
+  pthread_setname_np(pthread_self(), text.c_str());
+}
+
+}  // namespace
+
+// What went through one run, and what came of it: outputs for all, or a refusal.
+struct Batcher::Ran {
+  std::vector<RequestPtr> requests;
+  std::shared_ptr<const Outputs> outputs;  // null for a refusal
+  Refusal refusal;
+  Seconds started = 0;
+  Seconds done = 0;
+  Stages stages;
+
+  Seconds waited(const Request& request) const { return started - request.arrived; }
+  Seconds took(const Request& request) const { return done - request.arrived; }
+
+  Outcome outcome(const Request& request, std::int64_t first) const {
+    if (!outputs) return refusal;
+    return Answer{outputs, first, request.rows, waited(request), took(request), stages};
+  }
+
+  void tell(const Request& request, Execution& execution) const {
+    execution.request_rows.push_back(request.rows);
+    execution.queue_seconds.push_back(waited(request));
+    execution.request_seconds.push_back(took(request));
+  }
+};
+
+// All but the threads themselves, each of which keeps it alive until it ends.
+struct Batcher::State {
+  State(std::shared_ptr<Executor> executor_, BatcherOptions options_,
+        std::shared_ptr<BatchObserver> observer_)
+      : executor(std::move(executor_)),
+        observer(std::move(observer_)),
+        options(std::move(options_)),
+        queue(options.priority_levels),
+        free_instances(options.instance_count),
+        living(options.instance_count + 1) {}
+
+  std::optional<Refusal> submit(RequestPtr request, bool wake);
+  void wake();
+  void withdraw(const Request& request);
+  bool close(Seconds timeout);
+  void serve();
+
+  // What a thread that looked has to do.
+  struct Turn {
+    std::vector<RequestPtr> batch;  // to run, or
+    std::vector<RequestPtr> late;   // to tell, or
+    bool over = false;              // nothing, ever
+  };
+
+  // --- the lock is held ---
+  void append(RequestPtr request);
+  void make_room();
+  void expire(Seconds at);
+  Refusal full() const;
+  bool has_work() const;
+  Seconds look(Turn& turn);
+  Seconds closes_at() const;
+  std::vector<RequestPtr> take();
+  void tell_waiting();
+
+  // --- it is not: callers' and executors' code runs ---
+  bool serve_one();
+  std::vector<RequestPtr> next();
+  Turn wait_for_turn();
+  std::vector<Ran> execute(std::vector<RequestPtr> requests);
+  std::vector<Ran> execute_again(std::vector<RequestPtr> requests, const std::string& why);
+  std::exception_ptr try_run(Ran& ran);
+  void run(Ran& ran);
+  Outputs run_busy(std::shared_ptr<const Batch> batch);
+  void hand_out(const Ran& ran);
+  void refuse(const std::vector<RequestPtr>& requests, const Refusal& refusal);
+
+  const std::shared_ptr<Executor> executor;
+  const std::shared_ptr<BatchObserver> observer;
+  const BatcherOptions options;
+  std::atomic<Seconds> seconds_per_request{0};  // in the last batch
+
+  mutable std::mutex lock;
+  std::condition_variable work;   // for threads: there may be something to do
+  std::condition_variable ended;  // for `close`: no thread is left
+  // All below is the lock's.
+  RequestQueue queue;
+  std::vector<RequestPtr> expired;  // out of the queue, and still to be told
+  std::size_t told_waiting = 0;
+  int free_instances;
+  int unanswered = 0;  // batches taken whose answers are not all out
+  int living;          // threads
+  bool owed = false;   // something was submitted for which no thread was woken yet
+  bool closed = false;
+};
+
+std::optional<Refusal> Batcher::State::submit(RequestPtr request, bool wake) {
+  if (request->rows > options.max_batch_size) {
+    return invalid_input("the request has " + std::to_string(request->rows) + " rows, at most " +
+                         std::to_string(options.max_batch_size) + " are allowed");
+  }
+  std::optional<Refusal> refusal;
+  bool notify = false;
+  {
+    const std::lock_guard<std::mutex> guard(lock);
+    if (closed) return unloaded("the version is being unloaded");
+    if (queue.callers() >= options.max_queue_size) make_room();
+    if (queue.callers() >= options.max_queue_size) {
+      refusal = full();
+    } else if (!request->settled()) {  // from here on, who claims it withdraws it
+      append(std::move(request));
+    }
+    if (wake) notify = std::exchange(owed, false) && has_work();
+  }
+  if (notify) work.notify_one();  // not under the lock, which it would have to wait for
+  return refusal;
+}
+
+void Batcher::State::wake() {
+  bool notify = false;
+  {
+    const std::lock_guard<std::mutex> guard(lock);
+    notify = std::exchange(owed, false) && has_work();
+  }
+  if (notify) work.notify_one();
+}
+
+void Batcher::State::withdraw(const Request& request) {
+  RequestPtr discarded;  // let go after the lock
+  const std::lock_guard<std::mutex> guard(lock);
+  discarded = queue.discard(request);
+  tell_waiting();
+}
+
+bool Batcher::State::close(Seconds timeout) {
+  const Seconds end = now() + timeout;
+  std::unique_lock<std::mutex> guard(lock);
+  closed = true;
+  work.notify_all();
+  while (living && now() < end) ended.wait_until(guard, moment(end));
+  const bool finished = !queue.count() && !unanswered;
+  const auto left = queue.take_all();
+  tell_waiting();
+  work.notify_all();
+  guard.unlock();
+  refuse(left, unloaded("the version was unloaded before the request could run"));
+  return finished;
+}
+
+// Queues it, and notes where it can make a difference to a thread that waits.
+void Batcher::State::append(RequestPtr request) {
+  // When others are queued, a thread was woken for the first. It takes what is there, or waits for
+  // the delay to end; then it must hear that the batch can grow no more.
+  const bool closes =
+      options.max_queue_delay > 0 && queue.closes_batch(*request, options.max_batch_size);
+  queue.append(std::move(request));
+  tell_waiting();
+  owed |= queue.count() == 1 || closes;
+}
+
+void Batcher::State::make_room() {
+  expire(now());
+  owed |= !expired.empty();
+}
+
+// Drops what has expired, for a thread to tell.
+void Batcher::State::expire(Seconds at) {
+  auto late = queue.expire(at);
+  if (late.empty()) return;
+  std::move(late.begin(), late.end(), std::back_inserter(expired));
+  tell_waiting();
+}
+
+// Try again when half of the queue will have run, if requests go on taking that long.
+Refusal Batcher::State::full() const {
+  const double seconds = static_cast<double>(queue.callers()) / 2 * seconds_per_request.load() /
+                         options.instance_count;
+  return {Code::resource_exhausted, Reason::queue_full,
+          std::to_string(options.max_queue_size) + " requests are already waiting",
+          std::max(kShortestRetry, seconds)};
+}
+
+// Whether a waiting thread should look. If none waits, all is well: each looks before it does.
+bool Batcher::State::has_work() const {
+  return !expired.empty() || (queue.count() && free_instances);
+}
+
+// When a batch may be taken: -infinity for now, infinity while nothing waits or no instance is free.
+Seconds Batcher::State::closes_at() const {
+  if (!queue.count() || !free_instances) return kNever;
+  if (options.max_queue_delay <= 0 || closed) return -kNever;
+  return queue.first_arrival(options.max_batch_size) + options.max_queue_delay;
+}
+
+// The next batch and an instance for it.
+std::vector<RequestPtr> Batcher::State::take() {
+  auto batch = queue.take(options.max_batch_size);
+  tell_waiting();
+  --free_instances;
+  ++unanswered;
+  return batch;
+}
+
+void Batcher::State::tell_waiting() {
+  if (queue.callers() == told_waiting) return;
+  told_waiting = queue.callers();
+  observer->waiting(told_waiting);
+}
+
+void Batcher::State::serve() {
+  while (serve_one()) {
+  }
+  const std::lock_guard<std::mutex> guard(lock);
+  --living;
+  ended.notify_all();
+}
+
+// Waits for a batch, runs it and answers; false when the batcher is closed and empty. A function of
+// its own, so that a waiting thread keeps no batch alive.
+bool Batcher::State::serve_one() {
+  auto batch = next();
+  if (batch.empty()) return false;
+  const auto runs = execute(std::move(batch));
+  bool notify = false;
+  {
+    const std::lock_guard<std::mutex> guard(lock);
+    ++free_instances;
+    notify = has_work();
+  }
+  if (notify) work.notify_one();
+  for (const auto& ran : runs) hand_out(ran);
+  const std::lock_guard<std::mutex> guard(lock);
+  --unanswered;
+  return true;
+}
+
+// Waits for an instance and a batch and takes both; an empty batch when all is over. Those that
+// expired are told meanwhile, but no batch waits for that.
+std::vector<RequestPtr> Batcher::State::next() {
+  while (true) {
+    Turn turn = wait_for_turn();
+    if (turn.over || !turn.batch.empty()) return std::move(turn.batch);
+    refuse(turn.late, too_late("the deadline passed before the request could run"));
+  }
+}
+
+Batcher::State::Turn Batcher::State::wait_for_turn() {
+  Turn turn;
+  bool notify = false;
+  {
+    std::unique_lock<std::mutex> guard(lock);
+    for (Seconds until = look(turn); until > -kNever; until = look(turn)) {
+      work.wait_until(guard, moment(until));
+    }
+    notify = has_work();
+  }
+  if (turn.over) work.notify_all();  // for the others, too
+  if (notify) work.notify_one();     // to wait in this one's place
+  return turn;
+}
+
+// Fills in what is to be done now, and returns -infinity; otherwise until when to wait.
+Seconds Batcher::State::look(Turn& turn) {
+  const Seconds looked = now();
+  expire(looked);
+  const Seconds closes = closes_at();
+  if (closes <= looked) {
+    turn.batch = take();
+  } else if (!expired.empty()) {
+    turn.late.swap(expired);
+  } else if (closed && !queue.count()) {
+    turn.over = true;
+  } else {
+    return closes;
+  }
+  return -kNever;
+}
+
+// What came of each request. Those of a batch that failed run again one by one, so that nobody fails
+// for what another sent.
+std::vector<Batcher::Ran> Batcher::State::execute(std::vector<RequestPtr> requests) {
+  std::vector<Ran> runs(1);
+  runs[0].requests = std::move(requests);
+  const std::exception_ptr why = try_run(runs[0]);
+  if (!why) return runs;
+  if (runs[0].requests.size() == 1) {
+    runs[0].refusal = model_failed(why);
+    return runs;
+  }
+  return execute_again(std::move(runs[0].requests), text_of(why));
+}
+
+std::vector<Batcher::Ran> Batcher::State::execute_again(std::vector<RequestPtr> requests,
+                                                        const std::string& why) {
+  std::vector<Ran> runs;
+  const std::size_t count = requests.size();
+  for (auto& request : requests) {
+    if (request->settled()) continue;
+    std::vector<RequestPtr> alone{std::move(request)};
+    if (alone[0]->deadline > now()) {
+      runs.push_back(std::move(execute(std::move(alone))[0]));
+    } else {
+      runs.emplace_back().requests = std::move(alone);
+      runs.back().refusal = too_late("the deadline passed while its batch failed");
+    }
+  }
+  const auto failed = [](const Ran& ran) { return ran.refusal.cause != nullptr; };
+  if (std::none_of(runs.begin(), runs.end(), failed)) {
+    observer->failed(options.name + ": " + std::to_string(count) +
+                     " requests failed together, none by itself: " + why);
+  }
+  return runs;
+}
+
+// What the run threw; nothing where it gave an answer.
+std::exception_ptr Batcher::State::try_run(Ran& ran) {
+  try {
+    run(ran);
+    return nullptr;
+  } catch (...) {  // whatever it is: the thread must live
+    return std::current_exception();
+  }
+}
+
+void Batcher::State::run(Ran& ran) {
+  ran.started = now();
+  const std::int64_t rows = rows_of(ran.requests);
+  const std::int64_t size = padded(rows, options.buckets);
+  auto batch = stack(ran.requests, size);
+  const Seconds stacked = now();
+  auto outputs = std::make_shared<const Outputs>(run_busy(std::move(batch)));
+  const Seconds answered = now();
+  check_rows(*outputs, size);
+  ran.done = now();
+  ran.stages = {rows, stacked - ran.started, answered - stacked, ran.done - answered};
+  ran.outputs = std::move(outputs);
+  seconds_per_request = ran.stages.seconds() / static_cast<double>(ran.requests.size());
+}
+
+Outputs Batcher::State::run_busy(std::shared_ptr<const Batch> batch) {
+  const Busy busy(*observer);
+  return executor->run(std::move(batch));
+}
+
+// Gives each request of a run its outcome, unless it was cancelled meanwhile.
+void Batcher::State::hand_out(const Ran& ran) {
+  std::vector<std::pair<Request*, std::int64_t>> claimed;  // and its first row
+  claimed.reserve(ran.requests.size());
+  Execution execution;
+  execution.stages = ran.stages;
+  std::int64_t first = 0;
+  for (const auto& request : ran.requests) {
+    if (!request->background) execution.rows += request->rows;
+    if (request->claim()) {
+      claimed.emplace_back(request.get(), first);
+      if (!request->background) ran.tell(*request, execution);
+    }
+    first += request->rows;
+  }
+  if (ran.outputs && !execution.request_rows.empty()) observer->ran(execution);
+  for (const auto& [request, row] : claimed) request->complete(ran.outcome(*request, row));
+  observer->handed_out();
+}
+
+// Fails those that nobody else has completed.
+void Batcher::State::refuse(const std::vector<RequestPtr>& requests, const Refusal& refusal) {
+  if (requests.empty()) return;
+  for (const auto& request : requests) {
+    if (request->claim()) request->complete(refusal);
+  }
+  observer->handed_out();
+}
+
+Batcher::Batcher(std::shared_ptr<Executor> executor, BatcherOptions options,
+                 std::shared_ptr<BatchObserver> observer)
+    : options_(std::move(options)),
+      state_(std::make_shared<State>(std::move(executor), options_, std::move(observer))) {
+  try {
+    start();
+  } catch (...) {  // the system has no thread left: those that run must end
+    close(0);
+    join();
+    throw;
+  }
+}
+
+// One thread more than there are instances: while one gives out its answers, the next batch runs.
+void Batcher::start() {
+  threads_.reserve(static_cast<std::size_t>(options_.instance_count) + 1);
+  for (int number = 0; number <= options_.instance_count; ++number) {
+    threads_.emplace_back([state = state_, number] {
+      name_thread(state->options.name, number);
+      state->serve();
+    });
+    ids_.push_back(threads_.back().get_id());
+  }
+}
+
+Batcher::~Batcher() {
+  close(0);
+  if (!on_own_thread()) join();
+  // Where what a thread completed let go of the batcher, each ends by itself, and keeps its state.
+  for (auto& thread : threads_) {
+    if (thread.joinable()) thread.detach();
+  }
+}
+
+std::optional<Refusal> Batcher::submit(RequestPtr request, bool wake) {
+  return state_->submit(std::move(request), wake);
+}
+
+void Batcher::wake() { state_->wake(); }
+
+void Batcher::withdraw(const Request& request) { state_->withdraw(request); }
+
+bool Batcher::close(Seconds timeout) {
+  const bool finished = state_->close(timeout);
+  if (finished && !on_own_thread()) join();
+  return finished;
+}
+
+std::size_t Batcher::pending() const {
+  const std::lock_guard<std::mutex> guard(state_->lock);
+  return state_->queue.callers();
+}
+
+bool Batcher::on_own_thread() const {
+  return std::find(ids_.begin(), ids_.end(), std::this_thread::get_id()) != ids_.end();
+}
+
+void Batcher::join() {
+  const std::lock_guard<std::mutex> guard(joining_);
+  for (auto& thread : threads_) {
+    if (thread.joinable()) thread.join();
+  }
+}
+
+}  // namespace lane
