@@ -59,6 +59,8 @@ class Connection : public Downstream {
   bool receive(const std::uint8_t* data, std::size_t size, Seconds now);
   // Appends what is to be sent, up to about `most` bytes; call again while it appends something.
   void send(std::string& out, std::size_t most);
+  // So much waits to be sent that the client should not be read from until some has left.
+  bool congested() const;
   // What came of a call that the service had taken; ignored where the stream is gone.
   void finish(std::int32_t stream, std::variant<Reply, Refusal> result);
 

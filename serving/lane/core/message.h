@@ -41,7 +41,8 @@ struct Signature;
 
 // A gRPC-framed ModelInferResponse (5 bytes of prefix first) with an answer's own rows of the
 // outputs; `outputs` are indices of the signature's, and of the answer's tensors by name.
-// `prediction_ids` are joined by commas; without any there is no such parameter.
+// `prediction_ids` are joined by commas; without any there is no such parameter. Empty where the
+// answer lacks one of the outputs or its rows (`fits` tells), or is beyond what a frame can hold.
 std::string encode(const Signature& signature, std::string_view id, const std::vector<int>& outputs,
                    const Answer& answer, const std::string& prediction_ids);
 

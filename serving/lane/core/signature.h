@@ -40,7 +40,7 @@ struct Checked {
 struct PassOn {};
 
 // Keeps the layouts of one version, so that equal ones are one: requests that can share a batch
-// have the same pointer.
+// have the same pointer. Beyond 64 of them, one that nobody uses makes room.
 class Checker {
  public:
   explicit Checker(Signature signature);
@@ -49,8 +49,21 @@ class Checker {
   std::variant<Checked, Refusal, PassOn> check(const InferRequest& request);
 
  private:
+  using Problem = std::optional<std::variant<Refusal, PassOn>>;
+
+  Problem choose_outputs(const InferRequest& request, Checked& checked) const;
+  Problem match_inputs(const InferRequest& request);
+  Problem read_inputs(const InferRequest& request, Checked& checked) const;
+  LayoutPtr layout_of(const InferRequest& request);
+  bool is_of(const Layout& layout, const InferRequest& request) const;
+  LayoutPtr keep(LayoutPtr layout);
+
   Signature signature_;
+  bool native_;                            // the lane can take what the signature says
+  std::vector<std::size_t> element_bytes_;  // of each input
   std::vector<LayoutPtr> layouts_;
+  std::size_t next_ = 0;            // of the layouts, who is asked first to make room
+  std::vector<std::size_t> order_;  // which of the signature's each of a request's inputs is
 };
 
 }  // namespace lane
