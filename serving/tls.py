@@ -35,7 +35,8 @@ def tls_files(config: ServerConfig) -> TlsFiles | None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(config.tls_certificate, config.tls_key, password=lambda: b"")
     except ssl.SSLError as error:
-        reason = (error.reason or "not a key in PEM").replace("_", " ").lower()
+        mismatch = error.reason == "KEY_VALUES_MISMATCH"
+        reason = "not the certificate's" if mismatch else "not a key in PEM without a passphrase"
         raise StartupError(f"--tls-key: {config.tls_key}: {reason}") from None
     if config.tls_client_ca is not None:
         client_ca = _read("--tls-client-ca", config.tls_client_ca)

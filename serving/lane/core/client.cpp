@@ -106,18 +106,18 @@ void Client::read(Seconds now) {
   touch(now);
   if (gone_ || !reads()) return;
   const ssize_t count = channel_.read();
-  if (!connection_ && channel_.wire().ready()) open(now);
+  if (!connection_ && leave_by_ == never && channel_.wire().ready()) open(now);
   if (count == Wire::again) return;
   if (count <= 0) return lose(now);
   const auto size = static_cast<std::size_t>(count);
   unread_ = size == Buffers::read_bytes;
-  if (leave_by_ != never) return;
+  if (!connection_) return;
   deaf_ = !connection_->receive(shared_.buffers.input.data(), size, now);
 }
 
 bool Client::reads() const {
-  if (leave_by_ != never) return true;
-  return !deaf_ && !channel_.congested();
+  if (!connection_) return true;  // a handshake, or the end
+  return !deaf_ && !channel_.congested() && !connection_->congested();
 }
 
 void Client::upstream_ready(std::uint32_t events, Seconds now) {
@@ -152,11 +152,13 @@ Seconds Client::due(Seconds now) {
     if (now >= when) lose(now);
     next = std::min(next, when);
   };
-  if (!connection_) ends(accepted_ + shared_.limits.handshake_timeout);
-  if (leave_by_ != never) ends(leave_by_);
+  if (leave_by_ != never)
+    ends(leave_by_);
+  else if (!connection_)
+    ends(accepted_ + shared_.limits.handshake_timeout);
   if (channel_.blocked()) ends(channel_.progress() + shared_.limits.stall_timeout);
   if (relay_) next = std::min(next, relay_->tick(now));
-  if (connection_ && leave_by_ == never) next = std::min(next, connection_->tick(now));
+  if (connection_) next = std::min(next, connection_->tick(now));
   return next;
 }
 
@@ -177,7 +179,7 @@ void Client::flush(Seconds now) {
 
 // What goes to the client may let more come from upstream, and the other way round.
 bool Client::send(Seconds now) {
-  if (!connection_ || leave_by_ != never) return false;
+  if (!connection_) return false;
   bool more = false;
   for (int round = 0; round < 2; ++round) {
     upstream_output_ = false;
@@ -196,9 +198,10 @@ void Client::settle_upstream() {
 }
 
 void Client::leave(Seconds now) {
-  if (leave_by_ != never) return;
   channel_.wire().finish();
   leave_by_ = now + linger;
+  connection_.reset();
+  relay_.reset();
 }
 
 }  // namespace lane
