@@ -128,6 +128,7 @@ class Client:
         service: str = V2_SERVICE,
         load_balancing: str = "pick_first",
         retry: bool = False,
+        credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
         """Connects when first asked.
 
@@ -142,10 +143,11 @@ class Client:
         or says that it is UNAVAILABLE, all within their timeout: its restart is a slow answer
         then. They fail after the fifth such answer, some 5 seconds after the first. Not so
         `ready`, which tells how it is now.
+        With `credentials`, such as `grpc.ssl_channel_credentials(ca)` makes, by TLS.
         """
         self._raw = service == V2_SERVICE
         self._replicas = 1 if load_balancing == "pick_first" else _REPLICAS_ASKED
-        self._channel = open_channel(address, service, load_balancing, retry)
+        self._channel = open_channel(address, service, load_balancing, retry, credentials)
         self._stub = V2Stub(self._channel, service)
         self._digits = digits_pb2_grpc.DigitsStub(self._channel)
         self._classes: dict[tuple[str, str], tuple[str, ...]] = {}

@@ -61,7 +61,13 @@ class V2Stub:
         self.ModelInfer = method("ModelInfer", pb.ModelInferRequest, pb.ModelInferResponse)
 
 
-def open_channel(address: str, service: str, load_balancing: str, retry: bool) -> grpc.Channel:
+def open_channel(
+    address: str,
+    service: str,
+    load_balancing: str,
+    retry: bool,
+    credentials: grpc.ChannelCredentials | None = None,
+) -> grpc.Channel:
     """A channel that is not connected yet; `service` is in V2's place.
 
     gRPC looks up names anew when a connection of the channel ends, and then learns of replicas
@@ -78,6 +84,8 @@ def open_channel(address: str, service: str, load_balancing: str, retry: bool) -
         ("grpc.per_rpc_retry_buffer_size", _REPEATED_BYTES),
         ("grpc.service_config", json.dumps(_service_config(service, load_balancing, retry))),
     ]
+    if credentials:
+        return grpc.secure_channel(address, credentials, options)
     return grpc.insecure_channel(address, options)
 
 

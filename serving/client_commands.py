@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import grpc
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     command: Command = arguments.command
     try:
-        with Client(arguments.address) as client:
+        with Client(arguments.address, credentials=_credentials(arguments.tls_ca)) as client:
             return command(client, arguments)
     except (digit_image.ImageError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -30,6 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RequestFailed as error:
         print(f"error: {arguments.address}: {error}", file=sys.stderr)
         return 1
+
+
+def _credentials(ca: Path | None) -> grpc.ChannelCredentials | None:
+    return None if ca is None else grpc.ssl_channel_credentials(ca.read_bytes())
 
 
 def _classify(client: Client, arguments: argparse.Namespace) -> int:
@@ -129,6 +134,8 @@ def _parser() -> argparse.ArgumentParser:
         added: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
         added.set_defaults(command=run)
         added.add_argument("--address", default=ADDRESS, help="host:port [%(default)s]")
+        text = "go by TLS, to a server whose certificate one of these has signed, in PEM"
+        added.add_argument("--tls-ca", type=Path, metavar="FILE", help=text)
         text = "seconds for the answer [%(default)g]"
         added.add_argument("--timeout", type=float, default=TIMEOUT, help=text)
         return added

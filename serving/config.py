@@ -340,6 +340,25 @@ class ServerConfig:
             bounds=(0, 86400),
         ),
     )
+    tls_certificate: Path | None = field(
+        default=None,
+        metadata=_about(
+            "network",
+            "serve gRPC by TLS, with this certificate and those that lead to its CA, in PEM; needs"
+            " --tls-key. Metrics stay without TLS. Read at the start only",
+        ),
+    )
+    tls_key: Path | None = field(
+        default=None,
+        metadata=_about("network", "the certificate's private key, in PEM, without a passphrase"),
+    )
+    tls_client_ca: Path | None = field(
+        default=None,
+        metadata=_about(
+            "network",
+            "take clients only that show a certificate signed by one of these, in PEM (mutual TLS)",
+        ),
+    )
     allow_admin: bool = field(
         default=False,
         metadata=_about(

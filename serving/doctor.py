@@ -28,6 +28,7 @@ from serving.model import load
 from serving.observers import spans_class
 from serving.options import parse
 from serving.prediction_ids import feedback_keys
+from serving.tls import tls_files
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
 PACKAGES = ("numpy", "grpcio", "protobuf", "prometheus_client")
@@ -71,6 +72,7 @@ def examine(
         _processor(config, runtime),
         _ports(config),
         _feedback_key(config),
+        _tls(config),
         _collector(config),
         _disk(config.model_repository),
         _repository(config, runtime),
@@ -163,6 +165,20 @@ def _feedback_key(config: ServerConfig) -> Iterator[Finding]:
         yield Finding(FAIL, subject, str(error).removeprefix(f"{subject}: "), hint)
     else:
         yield Finding(OK, subject, f"{config.feedback_key_file}: {len(keys)} secrets")
+
+
+def _tls(config: ServerConfig) -> Iterator[Finding]:
+    """Whether the files of TLS are good; nothing where it is off."""
+    subject = "--tls-certificate"
+    try:
+        files = tls_files(config)
+    except StartupError as error:
+        subject, _, text = str(error).partition(": ")
+        yield Finding(FAIL, subject, text)
+        return
+    if files:
+        clients = "clients show one, too" if files.client_ca else "clients show none"
+        yield Finding(OK, subject, f"{config.tls_certificate}: with its key; {clients}")
 
 
 def _collector(config: ServerConfig) -> Iterator[Finding]:

@@ -70,6 +70,10 @@ def _consistent(config: ServerConfig) -> ServerConfig:
         raise ConfigError("--cuda-graphs needs --batch-buckets: a graph has one size")
     if config.replicas > 1 and config.feedback_key_file is None:
         raise ConfigError("--replicas above 1 needs --feedback-key-file, the same for all of them")
+    if (config.tls_certificate is None) != (config.tls_key is None):
+        raise ConfigError("--tls-certificate and --tls-key need each other")
+    if config.tls_client_ca is not None and config.tls_certificate is None:
+        raise ConfigError("--tls-client-ca needs --tls-certificate")
     if config.load_model and config.model_control_mode != "explicit":
         raise ConfigError("--load-model needs --model-control-mode explicit")
     return config

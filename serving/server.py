@@ -41,8 +41,9 @@ from serving.probe import Prober
 from serving.registry import ModelRegistry, ServedModel
 from serving.scrapes import MetricsServer
 from serving.servicer import SERVICE, InferenceServicer, handlers
+from serving.tls import tls_files
 from serving.trace import Tracer
-from serving.transport import Handlers, grpc_server
+from serving.transport import Handlers, add_port, grpc_server
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -130,7 +131,7 @@ class InferenceServer:
         if config.workers == 1:
             check_free("--grpc-port", config.host, config.grpc_port)
         if not self._lane:
-            port = self._grpc.add_insecure_port(address(config.host, config.grpc_port))
+            port = add_port(self._grpc, address(config.host, config.grpc_port), config)
             self._grpc.start()
             return port
         self._grpc.add_insecure_port(self._lane.upstream)
@@ -259,6 +260,7 @@ class Server:
     """A whole server in this process: inference, metrics, and the directory of counters."""
 
     def __init__(self, config: ServerConfig) -> None:
+        tls_files(config)  # no good: said before anything is begun
         keys = feedback_keys(config.feedback_key_file)
         self._counters = CounterDirectory()
         try:

@@ -25,6 +25,7 @@ from serving.receiving import ReceivingPool
 from serving.replies import Refusal, Reply
 from serving.servicer import SERVICE
 from serving.streaming import stream_handler
+from serving.tls import tls_files
 
 # Threads that receive and parse requests, and at most, while callers send slowly.
 RECEIVING_THREADS = 8
@@ -62,6 +63,20 @@ def grpc_server(config: ServerConfig) -> grpc.Server:
             *(ageing if config.max_connection_age else []),
         ],
     )
+
+
+def add_port(server: grpc.Server, where: str, config: ServerConfig) -> int:
+    """Listen at host:port, by TLS if that is configured; the port.
+
+    StartupError names a file that is no good.
+    """
+    files = tls_files(config)
+    if files is None:
+        return server.add_insecure_port(where)
+    credentials = grpc.ssl_server_credentials(
+        [(files.key, files.certificate)], files.client_ca, files.client_ca is not None
+    )
+    return server.add_secure_port(where, credentials)
 
 
 class Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # none at run time

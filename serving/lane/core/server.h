@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
@@ -42,6 +43,8 @@ class Server {
   // Close all that is left.
   void stop();
   std::size_t connections() const;
+  // Connections that were closed at once, as there was no room for one more.
+  std::uint64_t turned_away() const;
 
  private:
   struct State;

@@ -22,6 +22,10 @@ class Wire {
   virtual ssize_t write(const void* data, std::size_t size) = 0;
   // TLS may have to write in order to read, and the other way round.
   virtual bool wants_write() const { return false; }
+  // The handshake is over, if there is one; until then `read` goes on with it.
+  virtual bool ready() const { return true; }
+  // Nothing more will be written: what was written still arrives, also if the peer goes on sending.
+  virtual void finish() = 0;
   // Of the peer's certificate, once the handshake is over; empty without one.
   virtual std::string identity() const { return {}; }
   virtual int fd() const = 0;
