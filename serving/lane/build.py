@@ -71,6 +71,8 @@ def lacking() -> Iterator[tuple[str, str]]:
     """What is missing, and what brings it: packages of Debian, or a command of pip's."""
     if not has_cmake():
         yield f"CMake {'.'.join(map(str, CMAKE))} or later", "cmake"
+    if shutil.which("make") is None and "CMAKE_GENERATOR" not in os.environ:
+        yield "make", "make"
     if importlib.util.find_spec("pybind11") is None:
         yield "pybind11", "pip install 'pybind11>=3'"
     if (command := compiler()) is None:
