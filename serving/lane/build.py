@@ -42,6 +42,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--build-dir", type=Path, default=BUILD, metavar="DIR", help="what is kept between builds"
     )
+    parser.add_argument(
+        "--debug-info", action="store_true", help="keep names and lines, for perf and debuggers"
+    )
     arguments = parser.parse_args(argv)
     if not (HERE / "CMakeLists.txt").exists():
         print("the native lane is not built: its sources are in a checkout only", file=sys.stderr)
@@ -50,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
         print(refusal(missing), file=sys.stderr)
         return 0 if arguments.if_possible else 1
     try:
-        build(arguments.build_dir.resolve())
+        build(arguments.build_dir.resolve(), arguments.debug_info)
     except BuildError as error:
         print(error, file=sys.stderr)
         print("the native lane is not built: what is above failed", file=sys.stderr)
@@ -122,14 +125,14 @@ def has_cmake() -> bool:
     return found is not None and (int(found[1]), int(found[2])) >= CMAKE
 
 
-def build(directory: Path) -> None:
+def build(directory: Path, debug_info: bool = False) -> None:
     """Compile what changed, and put the module beside this file. Raises BuildError."""
     start = time.monotonic()
     command = compiler()
     assert command is not None
     if not (HERE / MODULE).exists():
         print(f"building the native lane with {version(command)} ...", flush=True)
-    configure(directory, command)
+    configure(directory, command, "RelWithDebInfo" if debug_info else "Release")
     run("cmake", "--build", directory, "--target", "native", "--parallel", str(cpus()))
     if install(directory / MODULE, HERE / MODULE):
         seconds = time.monotonic() - start
@@ -138,9 +141,10 @@ def build(directory: Path) -> None:
         print("the native lane: built already")
 
 
-def configure(directory: Path, command: Sequence[str]) -> None:
+def configure(directory: Path, command: Sequence[str], build_type: str) -> None:
     """Have CMake look around; it does so by itself later on, where its files changed."""
     options = {
+        "CMAKE_BUILD_TYPE": build_type,
         "CMAKE_CXX_COMPILER": shutil.which(command[0]) or command[0],
         "CMAKE_CXX_FLAGS": shlex.join(command[1:]),
         "Python_EXECUTABLE": sys.executable,
