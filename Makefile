@@ -25,6 +25,17 @@ MODELS ?=
 MODEL_REPOSITORY ?= models
 TORCHSERVE_ARGUMENTS = --model-repository $(MODEL_REPOSITORY) $(if $(MODELS),--models $(MODELS))
 
+# The tests that are also run over the native transport, by `make lane-test`.
+LANE_TESTS ?=
+# And those that are run over a module with AddressSanitizer in it, by `make lane-asan-python`.
+LANE_ASAN_TESTS ?= tests/test_batcher.py
+# For each fuzzer.
+SECONDS_EACH ?= 20
+LANE_SOURCES := $(wildcard serving/lane/CMakeLists.txt serving/lane/build.py serving/lane/core/* serving/lane/binding/*)
+# Sanitizers and fuzzers are clang's (Debian: apt-get install clang doctest-dev).
+LANE_CLANG = cmake -S serving/lane -DCMAKE_CXX_COMPILER=clang++ -DCMAKE_BUILD_TYPE=RelWithDebInfo -DLANE_BINDING=OFF
+LANE_JOBS := $(shell nproc)
+
 # How an image is built: TAG CONTEXT OPTION... are added to this.
 BUILD_IMAGE ?= docker build --tag
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
@@ -33,20 +44,63 @@ export IMAGE_TAG ?= $(VERSION)
 SBOM := build/sbom
 IMAGE_ARGUMENTS = --build-arg VERSION=$(VERSION) --build-arg REVISION=$(shell git rev-parse HEAD)
 
-.PHONY: demo observe test interop images image-test sbom deploy-lint torchserve torchserve-archive parity torchserve-image compose-test kubernetes-test lint format proto constraints clean
+.PHONY: demo observe test lane lane-test lane-asan lane-tsan lane-python lane-asan-python lane-fuzz interop images image-test sbom deploy-lint torchserve torchserve-archive parity torchserve-image compose-test kubernetes-test lint format proto constraints clean
 
-demo: $(VENV)/.$(RUNTIME)
+demo: $(VENV)/.$(RUNTIME) $(VENV)/.lane
 	@$(BIN)/python -m deploy.demo $(if $(ONCE),--once)
 
 # Needs Prometheus on the PATH (Debian: apt-get install prometheus).
-observe: $(VENV)/.$(RUNTIME)
+observe: $(VENV)/.$(RUNTIME) $(VENV)/.lane
 	@$(BIN)/python -m deploy.observe $(if $(ONCE),--once)
 
-test: $(VENV)/.$(RUNTIME)-dev
+test: $(VENV)/.$(RUNTIME)-dev $(VENV)/.lane
 	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/interop --ignore=tests/deployment
 
+# The native lane, for this interpreter: fails where something that it needs is missing, and says what.
+lane: $(VENV)/.$(RUNTIME)
+	@$(BIN)/python -m serving.lane.build
+	@touch $(VENV)/.lane
+
+# Its core without Python, under the sanitizers; then what needs Python, over the native transport.
+lane-test: lane-asan lane-tsan lane-asan-python lane-python
+
+lane-asan:
+	@$(LANE_CLANG) -B build/lane-asan -DLANE_TESTS=ON -DLANE_SANITIZE=address,undefined >/dev/null
+	@cmake --build build/lane-asan --parallel $(LANE_JOBS) >/dev/null
+	build/lane-asan/lane_tests
+
+lane-tsan:
+	@$(LANE_CLANG) -B build/lane-tsan -DLANE_TESTS=ON -DLANE_SANITIZE=thread >/dev/null
+	@cmake --build build/lane-tsan --parallel $(LANE_JOBS) >/dev/null
+	build/lane-tsan/lane_tests
+
+lane-python: $(VENV)/.$(RUNTIME)-dev lane
+	$(if $(LANE_TESTS),$(BIN)/python -m pytest --transport=native $(LANE_TESTS))
+
+# The module is g++'s, whose sanitizer is a shared library: it must be in the process before Python.
+# Python itself frees little as it ends, so that leaks are not looked for.
+lane-asan-python: $(VENV)/.$(RUNTIME)-dev
+	@cmake -S serving/lane -B build/lane-asan-python -DCMAKE_CXX_COMPILER=g++ -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+	  -DLANE_SANITIZE=address,undefined -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
+	  -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) >/dev/null
+	@cmake --build build/lane-asan-python --parallel $(LANE_JOBS) >/dev/null
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=tests/lane/sanitized \
+	  LANE_MODULE=$$(ls build/lane-asan-python/native.*.so) $(BIN)/python -m pytest $(LANE_ASAN_TESTS)
+
+# What a fuzzer finds new stays in build/; a crash, a hang or too much memory fails.
+lane-fuzz:
+	@$(LANE_CLANG) -B build/lane-fuzz -DLANE_FUZZ=ON -DLANE_SANITIZE=address,undefined >/dev/null
+	@cmake --build build/lane-fuzz --parallel $(LANE_JOBS) >/dev/null
+	@for each in $(patsubst tests/lane/fuzz_%.cpp,%,$(wildcard tests/lane/fuzz_*.cpp)); do \
+	  mkdir -p build/lane-fuzz/$$each tests/lane/corpus/$$each; log=build/lane-fuzz/$$each.log; \
+	  build/lane-fuzz/fuzz_$$each build/lane-fuzz/$$each tests/lane/corpus/$$each -max_total_time=$(SECONDS_EACH) \
+	    -timeout=10 -rss_limit_mb=1024 -artifact_prefix=build/lane-fuzz/$$each- -print_final_stats=1 >$$log 2>&1 || \
+	    { cat $$log; exit 1; }; \
+	  sed -n "s/^stat::number_of_executed_units: */fuzz_$$each: executions: /p" $$log; done
+
 # Needs the package index for the clients; `make interop CLIENTS=reflection` for one of them.
-interop: $(VENV)/.$(RUNTIME)-dev $(CLIENTS:%=$(INTEROP)/%/.done)
+interop: $(VENV)/.$(RUNTIME)-dev $(VENV)/.lane $(CLIENTS:%=$(INTEROP)/%/.done)
 	$(BIN)/python -m pytest $(CLIENTS:%=tests/interop/test_%.py)
 
 # The published models in TorchServe, which is archived upstream: for those who have it.
@@ -121,7 +175,7 @@ constraints: $(VENV)/.$(RUNTIME)-dev
 	  >constraints.txt
 
 clean:
-	rm -rf $(VENV) $(INTEROP) $(DEPLOY) $(TORCHSERVE_VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(INTEROP) $(DEPLOY) $(TORCHSERVE_VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache serving/lane/*.so
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -133,12 +187,19 @@ $(VENV)/.$(RUNTIME): $(VENV)/bin/python pyproject.toml constraints.txt
 	$(if $(TORCH_INDEX_URL),@$(INSTALL) --index-url $(TORCH_INDEX_URL) torch)
 	@rm -f $(addprefix $(VENV)/.,cpu gpu cpu-dev gpu-dev)  # what was there is no longer
 	@$(PIP) uninstall --quiet --yes $(OTHER_RUNTIME) 2>/dev/null
-	@$(INSTALL) --editable '.[training,serving,$(RUNTIME)]'
+	@$(INSTALL) --editable '.[training,serving,lane,$(RUNTIME)]'
 	@touch $@
 
 $(VENV)/.$(RUNTIME)-dev: $(VENV)/.$(RUNTIME)
 	@$(INSTALL) --editable '.[dev,$(RUNTIME)]'
 	@touch $@
+
+# Where it cannot be built, that is said each time, in one line: until it can.
+$(VENV)/.lane: $(VENV)/.$(RUNTIME) $(LANE_SOURCES) $(if $(wildcard serving/lane/native.*.so),,FORCE)
+	@$(BIN)/python -m serving.lane.build --if-possible
+	@touch $@
+
+FORCE:
 
 $(INTEROP)/%/.done: tests/interop/requirements-%.txt
 	@echo "installing $* into $(@D) ..."

@@ -5,11 +5,13 @@ Takes the server's options, changes nothing, listens on nothing for longer than 
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import os
 import platform
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +34,7 @@ from serving.tls import tls_files
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
 PACKAGES = ("numpy", "grpcio", "protobuf", "prometheus_client")
+LANE = "serving.lane.native"  # there where it was built
 STALE_SECONDS = 3600.0  # a publisher that has not finished within the hour was killed
 LOW_DISK_BYTES = 1 << 30
 COLLECTOR_SECONDS = 2.0
@@ -70,6 +73,7 @@ def examine(
         _distributions(),
         device_findings,
         _processor(config, runtime),
+        _lane(),
         _ports(config),
         _feedback_key(config),
         _tls(config),
@@ -134,6 +138,19 @@ def _processor(config: ServerConfig, runtime: Runtime) -> Iterator[Finding]:
         yield Finding(WARN, "threads", text, hint)
     else:
         yield Finding(OK, "threads", text)
+
+
+def _lane() -> Iterator[Finding]:
+    """Whether ModelInfer can be answered in C++, by this interpreter."""
+    try:
+        importlib.import_module(LANE)
+    except ImportError as error:
+        absent = isinstance(error, ModuleNotFoundError) and error.name == LANE
+        text = "not built: grpcio answers ModelInfer" if absent else f"built, but {error}"
+        hint = f"{sys.executable} -m serving.lane.build builds it, or says what that takes"
+        yield Finding(WARN, "native lane", text, hint)
+    else:
+        yield Finding(OK, "native lane", "built")
 
 
 def _ports(config: ServerConfig) -> Iterator[Finding]:

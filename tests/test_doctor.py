@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -30,7 +32,9 @@ def found(config: ServerConfig) -> dict[str, Finding]:
 
 def test_a_healthy_repository_is_found_healthy(repository: Path) -> None:
     findings = found(config_of(repository, device="cpu", precision="fp32"))
+    lane = findings.pop("native lane")  # built where there is a compiler
     assert {finding.status for finding in findings.values()} == {OK}
+    assert lane.status == (OK if lane.text == "built" else WARN)
     assert findings["classifier/1"].text.startswith("fp32 on CPUExecutionProvider, loaded in ")
     assert findings["device"].text == "cpu: CPUExecutionProvider starts"
     assert {"echo/1", "echo_fixed/1", "--grpc-port", "threads", "disk"} <= set(findings)
@@ -43,6 +47,37 @@ def test_the_command_prints_a_line_for_each_and_exits_with_0(repository: Path) -
     subjects = [line.split()[1] for line in result.stdout.splitlines() if line[:2] in ("ok", "wa")]
     assert subjects[:3] == ["versions", "providers", "device"]
     assert subjects[-3:] == ["classifier/1", "echo/1", "echo_fixed/1"]
+
+
+def copied_package(directory: Path) -> None:
+    """The server as it is where nobody compiled anything."""
+    for each in ROOT.glob("*.py"):
+        shutil.copy(each, directory)
+    shutil.copytree(ROOT / "serving", directory / "serving", ignore=shutil.ignore_patterns("*.so"))
+
+
+def told_of_the_lane(directory: Path) -> list[str]:
+    """The doctor's line about the lane, and the hint below it."""
+    program = "from serving import doctor; doctor.show(*doctor._lane())"
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    result = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=True)
+    return [" ".join(line.split()) for line in result.stdout.splitlines()]
+
+
+def test_a_lane_that_is_not_built_is_told_with_the_command_that_builds_it(tmp_path: Path) -> None:
+    copied_package(tmp_path)
+    line, hint = told_of_the_lane(tmp_path)
+    assert line == "warn native lane not built: grpcio answers ModelInfer"
+    assert hint == f"{sys.executable} -m serving.lane.build builds it, or says what that takes"
+
+
+def test_a_lane_that_was_built_for_another_machine_is_told(tmp_path: Path) -> None:
+    copied_package(tmp_path)
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    (tmp_path / "serving" / "lane" / f"native{suffix}").write_bytes(b"no library")
+    line, _ = told_of_the_lane(tmp_path)
+    assert line.startswith("warn native lane built, but ")
+    assert line.endswith("file too short")
 
 
 def test_onnx_runtime_keeps_no_identity_to_report_to_its_maker(

@@ -1,11 +1,14 @@
 # The inference server, without torch:
 #   docker build --file deploy/docker/serving.Dockerfile --tag digits-serving .
 # with CUDA and cuDNN: --build-arg RUNTIME=gpu
+# without the native lane, and grpcio answers all: --build-arg LANE=0
 # and what sends it images and their true labels: --target client --tag digits-client
 
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 # An image of wheels for pip to find beside those of its index; scratch has none.
 ARG WHEELS_IMAGE=scratch
+# 1 or 0.
+ARG LANE=1
 
 FROM ${WHEELS_IMAGE} AS wheels
 
@@ -48,6 +51,35 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=secret,id=ca,target=/etc/pip-ca.crt,required=false \
     pip --python /opt/digits/bin/python install --find-links /wheels --no-deps --root /code .
 
+FROM scratch AS lane-0
+WORKDIR /lane/opt/digits
+
+# What compiles stays here. Python's own images bring its headers along, Debian's packages do not.
+# Packages have the versions of the image's release of Debian: there are no others to pin them to.
+FROM ${PYTHON_IMAGE} AS lane-1
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends cmake g++ libnghttp2-dev libssl-dev make \
+    && headers=$(python3 -c 'import sysconfig; print(sysconfig.get_path("include"))') \
+    && { [ -e "${headers}/Python.h" ] || apt-get install --yes --no-install-recommends python3-dev; } \
+    && rm -rf /var/lib/apt/lists/*
+WORKDIR /source
+COPY constraints.txt ./
+RUN --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=bind,from=wheels,target=/wheels \
+    --mount=type=secret,id=pip_conf,target=/etc/pip.conf,required=false \
+    --mount=type=secret,id=ca,target=/etc/pip-ca.crt,required=false \
+    python3 -m venv --without-pip /opt/digits \
+    && pip --python /opt/digits/bin/python install --find-links /wheels \
+        --constraint constraints.txt pybind11
+COPY serving/lane serving/lane
+RUN /opt/digits/bin/python -m serving.lane.build --build-dir /tmp/lane \
+    && packages=$(/opt/digits/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
+    && install -D --mode=644 --target-directory="/lane${packages}/serving/lane" serving/lane/*.so
+
+# hadolint ignore=DL3006
+FROM lane-${LANE} AS lane
+
 FROM ${PYTHON_IMAGE} AS run
 # One fixed, unprivileged user in all images, so that they share volumes. The standard library comes
 # without bytecode: compiled here, a health check takes a third of the CPU, and starting half.
@@ -87,6 +119,7 @@ LABEL org.opencontainers.image.title="digits-client" \
 FROM run AS serving
 COPY --from=dependencies /opt/digits /opt/digits
 COPY --from=code /code/opt/digits /opt/digits
+COPY --from=lane /lane/opt/digits /opt/digits
 ENV DIGITS_HOST=0.0.0.0 \
     DIGITS_MODEL_REPOSITORY=/models
 EXPOSE 8001 8002

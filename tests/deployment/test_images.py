@@ -145,6 +145,13 @@ def test_an_image_lacks_what_it_has_no_use_for(name: str, absent: tuple[str, ...
     assert python(name, IMPORTABLE, *absent, "model_repository").split() == ["model_repository"]
 
 
+def test_the_serving_image_has_the_native_lane_and_not_what_compiled_it() -> None:
+    program = "import serving.lane.native as lane; print(lane.__name__)"
+    assert python("serving", program).strip() == "serving.lane.native"
+    program = "import shutil; print([shutil.which(name) for name in ('c++', 'cmake', 'make')])"
+    assert python("serving", program).strip() == "[None, None, None]"
+
+
 def test_the_serving_image_is_small() -> None:
     assert inspect("image", image("serving"))["Size"] <= LARGEST
 
