@@ -2,6 +2,8 @@
 // are the bytes that the Python server sends.
 #include <doctest/doctest.h>
 
+#include <limits>
+
 #include "corpus.h"
 #include "grpc.h"
 #include "message.h"
@@ -31,6 +33,17 @@ std::string number(std::uint32_t field, std::uint64_t value) {
 std::string parameter(const std::string& key, const std::string& value) {
   return field(4, field(1, key) + field(2, value));
 }
+
+// A message and what was read of it, which are views of it.
+struct Parsed {
+  explicit Parsed(std::string bytes) : message(std::move(bytes)) {
+    REQUIRE(parse(message, request));
+  }
+  const InferRequest* operator->() const { return &request; }
+
+  std::string message;
+  InferRequest request;
+};
 
 bool parses(const std::string& message) {
   InferRequest request;
@@ -84,29 +97,25 @@ std::string framed(const std::string& message) { return frame_prefix(message.siz
 }  // namespace
 
 TEST_CASE("all fields of a request are read") {
-  const std::string message = corpus_file("message/images");
-  InferRequest request;
-  REQUIRE(parse(message, request));
-  CHECK(request.model_name == "digits");
-  CHECK(request.model_version == "7");
-  CHECK(request.id == "3 images");
-  REQUIRE(request.inputs.size() == 1);
-  CHECK(request.inputs[0].name == "images");
-  CHECK(request.inputs[0].datatype == "UINT8");
-  CHECK(request.inputs[0].shape == std::vector<std::int64_t>{3, 28, 28});
-  REQUIRE(request.raw.size() == 1);
-  CHECK(request.raw[0].size() == 3 * 784);
-  CHECK(request.outputs.empty());
-  CHECK(request.priority == 0);
-  CHECK(!request.timeout);
+  const Parsed request(corpus_file("message/images"));
+  CHECK(request->model_name == "digits");
+  CHECK(request->model_version == "7");
+  CHECK(request->id == "3 images");
+  REQUIRE(request->inputs.size() == 1);
+  CHECK(request->inputs[0].name == "images");
+  CHECK(request->inputs[0].datatype == "UINT8");
+  CHECK(request->inputs[0].shape == std::vector<std::int64_t>{3, 28, 28});
+  REQUIRE(request->raw.size() == 1);
+  CHECK(request->raw[0].size() == 3 * 784);
+  CHECK(request->outputs.empty());
+  CHECK(request->priority == 0);
+  CHECK_FALSE(request->timeout);
 }
 
 TEST_CASE("priority and timeout are heeded, other parameters are not") {
-  const std::string message = corpus_file("message/parameters");
-  InferRequest request;
-  REQUIRE(parse(message, request));
-  CHECK(request.priority == 2);
-  CHECK(request.timeout == 1.5);
+  const Parsed request(corpus_file("message/parameters"));
+  CHECK(request->priority == 2);
+  CHECK(request->timeout == 1.5);
 }
 
 TEST_CASE("a request that was used before keeps nothing of the message before") {
@@ -115,7 +124,8 @@ TEST_CASE("a request that was used before keeps nothing of the message before") 
   REQUIRE(parse(full, request));
   CHECK(request.inputs.size() == 2);
   CHECK(request.outputs.size() == 3);
-  REQUIRE(parse(field(5, ""), request));
+  const std::string empty = field(5, "");
+  REQUIRE(parse(empty, request));
   CHECK(request.model_name.empty());
   CHECK(request.priority == 0);
   CHECK(!request.timeout);
@@ -127,44 +137,39 @@ TEST_CASE("a request that was used before keeps nothing of the message before") 
 }
 
 TEST_CASE("of a scalar that is given twice the last counts, in any order of fields") {
-  const std::string raw = field(7, "abc");
   const std::string input = field(5, field(1, "a") + number(3, 2) + field(1, "b"));
-  InferRequest request;
-  REQUIRE(parse(raw + field(1, "one") + input + field(3, "id") + field(1, "two"), request));
-  CHECK(request.model_name == "two");
-  CHECK(request.inputs[0].name == "b");
+  const Parsed request(field(7, "abc") + field(1, "one") + input + field(3, "id") + field(1, "two"));
+  CHECK(request->model_name == "two");
+  CHECK(request->id == "id");
+  CHECK(request->inputs[0].name == "b");
 }
 
 TEST_CASE("shapes are read packed, one by one, and mixed") {
-  InferRequest request;
-  REQUIRE(parse(field(5, number(3, 1) + field(3, "\x02\xac\x02") + number(3, ~0ull)), request));
-  CHECK(request.inputs[0].shape == std::vector<std::int64_t>{1, 2, 300, -1});
+  const Parsed request(field(5, number(3, 1) + field(3, "\x02\xac\x02") + number(3, ~0ull)));
+  CHECK(request->inputs[0].shape == std::vector<std::int64_t>{1, 2, 300, -1});
 }
 
 TEST_CASE("unknown fields, and known ones of another wire type, are skipped") {
   const std::string fixed64 = "\xa1\x06" "12345678";
   const std::string fixed32 = "\xa5\x06" "1234";
-  InferRequest request;
-  REQUIRE(parse(fixed64 + field(1, "m") + fixed32 + number(100, 5) + field(101, "?") + number(1, 7),
-                request));
-  CHECK(request.model_name == "m");
+  const Parsed request(fixed64 + field(1, "m") + fixed32 + number(100, 5) + field(101, "?") +
+                       number(1, 7));
+  CHECK(request->model_name == "m");
 }
 
 TEST_CASE("the last entry of a key replaces others, and within one entry values are merged") {
-  InferRequest request;
-  REQUIRE(parse(parameter("priority", number(2, 5)) + parameter("priority", number(5, 6)), request));
-  CHECK(request.priority == 6);
+  const auto twice = [](const std::string& key, const std::string& one, const std::string& two) {
+    return parameter(key, one) + parameter(key, two);
+  };
+  CHECK(Parsed(twice("priority", number(2, 5), number(5, 6)))->priority == 6);
+  CHECK_FALSE(Parsed(twice("timeout", number(2, 5), number(5, 0)))->timeout);
   const std::string merged = field(2, number(2, 3)) + field(1, "priority") + field(2, "");
-  REQUIRE(parse(field(4, merged), request));
-  CHECK(request.priority == 3);
-  REQUIRE(parse(parameter("timeout", number(2, 5)) + parameter("timeout", number(5, 0)), request));
-  CHECK(!request.timeout);
+  CHECK(Parsed(field(4, merged))->priority == 3);
 }
 
 TEST_CASE("a priority beyond what fits is the largest that does") {
-  InferRequest request;
-  REQUIRE(parse(parameter("priority", number(5, ~0ull)), request));
-  CHECK(request.priority == std::numeric_limits<std::int64_t>::max());
+  const Parsed request(parameter("priority", number(5, ~0ull)));
+  CHECK(request->priority == std::numeric_limits<std::int64_t>::max());
 }
 
 TEST_CASE("what is malformed is left to Python") {
