@@ -12,7 +12,7 @@ namespace {
 
 using Doubles = std::vector<double>;
 
-const Doubles kBounds = {1, 2, 4};
+const auto kBounds = std::make_shared<const Doubles>(Doubles{1, 2, 4});
 const double kNaN = std::numeric_limits<double>::quiet_NaN();
 
 // A model's series in memory; histograms have the bounds above.
@@ -29,7 +29,7 @@ struct Counted {
   std::vector<std::pair<Code, Reason>> asked_refusals;
 
   static Slots of(Doubles& values) { return {values.data(), values.size()}; }
-  static Histogram histogram(Doubles& values) { return {of(values), &kBounds}; }
+  static Histogram histogram(Doubles& values) { return {of(values), kBounds}; }
 
   ModelSeries series() {
     ModelSeries series;

@@ -3,6 +3,8 @@
 #include <utility>
 #include <vector>
 
+#include <pybind11/stl.h>
+
 #include "interpreter.h"
 
 namespace py = pybind11;
@@ -83,7 +85,8 @@ std::shared_ptr<ModelCounters> counters_of_python(const py::dict& slots, const p
   const auto one = [&](const char* name) { return slots_of(views, slots[name]); };
   const auto histogram = [&](const char* name) {
     const py::tuple found = histograms[name];
-    return Histogram{slots_of(views, found[0]), found[1].cast<std::vector<double>>()};
+    return Histogram{slots_of(views, found[0]), std::make_shared<const std::vector<double>>(
+                                                    found[1].cast<std::vector<double>>())};
   };
   ModelSeries series;
   series.answered = one("answered");

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <utility>
 #include <vector>
@@ -31,7 +32,7 @@ struct Slots {
 // beyond, then the sum. serving/families.py.
 struct Histogram {
   Slots slots;
-  const std::vector<double>* bounds = nullptr;
+  std::shared_ptr<const std::vector<double>> bounds;
 
   void observe(double value) const;
   // Its two halves, for who adds several values up first.
