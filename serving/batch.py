@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +45,8 @@ class Answer(NamedTuple):
 Outcome = Answer | ServingError
 Complete = Callable[[Outcome], None]
 Run = Callable[[Tensors], Tensors]
+
+log = logging.getLogger(__name__)
 
 
 class Request:
@@ -98,6 +101,30 @@ class Request:
         if complete := self.claim():
             self.withdraw(self)
             complete(RequestCancelled("the request was cancelled"))
+
+
+class Batcher(Protocol):
+    """Runs requests together: DynamicBatcher, and the lane's NativeBatcher, under one contract."""
+
+    @property
+    def pending(self) -> int:
+        """Callers' requests that wait to be taken into a batch."""
+
+    def submit(self, request: Request) -> None:
+        """Queue it; raises InvalidInput, QueueFull or BatcherClosed, and then does not complete
+        it."""
+
+    def close(self, timeout: float) -> bool:
+        """Take nothing more, let what is queued or runs finish; whether all did in time."""
+
+
+def tell(complete: Complete, outcome: Outcome) -> None:
+    """Hand out an outcome. What the callback raises is logged: the thread must live, since others
+    wait for their answers."""
+    try:
+        complete(outcome)
+    except Exception:
+        log.exception("an outcome could not be handed out")
 
 
 def _nowhere(request: Request) -> None:
