@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -44,6 +45,8 @@ class Answer(NamedTuple):
 Outcome = Answer | ServingError
 Complete = Callable[[Outcome], None]
 Run = Callable[[Tensors], Tensors]
+
+log = logging.getLogger(__name__)
 
 
 class Request:
@@ -113,6 +116,15 @@ class Batcher(Protocol):
 
     def close(self, timeout: float) -> bool:
         """Take nothing more, let what is queued or runs finish; whether all did in time."""
+
+
+def tell(complete: Complete, outcome: Outcome) -> None:
+    """Hand out an outcome. What the callback raises is logged: the thread must live, since others
+    wait for their answers."""
+    try:
+        complete(outcome)
+    except Exception:
+        log.exception("an outcome could not be handed out")
 
 
 def _nowhere(request: Request) -> None:

@@ -15,12 +15,12 @@ from collections.abc import Callable, Sequence
 from serving.batch import (
     SHORTEST_RETRY,
     Answer,
-    Complete,
     Outcome,
     Request,
     Run,
     execution,
     run_batch,
+    tell,
 )
 from serving.errors import (
     BatcherClosed,
@@ -277,7 +277,7 @@ class DynamicBatcher:
             except Exception:  # the answers are good all the same
                 log.exception("a batch could not be observed")
         for _, complete, outcome in claimed:
-            _complete(complete, outcome)
+            tell(complete, outcome)
 
 
 def _failed(error: Exception) -> ModelFailed:
@@ -295,11 +295,4 @@ def _refuse(requests: Sequence[Request], error: ServingError) -> None:
     """Fail those that nobody else has completed. No lock may be held: a caller may take others."""
     for request in requests:
         if complete := request.claim():
-            _complete(complete, error)
-
-
-def _complete(complete: Complete, outcome: Outcome) -> None:
-    try:
-        complete(outcome)
-    except Exception:  # the thread must live: others wait for their answers
-        log.exception("an outcome could not be handed out")
+            tell(complete, error)

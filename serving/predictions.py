@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from model_repository import Manifest, TensorSpec
 from serving.batch import Tensors
 
-# A name that no ONNX tensor has. One array of records, (N,), as every array costs each request.
-_FACTS = "\0facts"
-_RECORD = np.dtype([("label", "i8"), ("confidence", "f8"), ("calibrated", "f8"), ("ink", "f8")])
+# Where the facts are among the outputs: a name that no ONNX tensor has. One array of records, (N,),
+# as every array costs each request.
+FACTS = "\0facts"
+RECORD = np.dtype([("label", "i8"), ("confidence", "f8"), ("calibrated", "f8"), ("ink", "f8")])
 # How far a row of probabilities may be from adding up to 1, at fp16.
 _ROUNDING = 5e-3
 _ONE = np.float32(1)
@@ -84,11 +85,11 @@ class Predictor:
         """The model's outputs, and the facts of each row."""
         outputs = self._run(inputs)
         labels = classes(outputs, self._class)
-        facts = np.empty(len(labels), _RECORD)
+        facts = np.empty(len(labels), RECORD)
         facts["label"] = labels
         facts["confidence"], facts["calibrated"] = self._confidences(outputs, len(labels))
         facts["ink"] = ink(inputs[self._image], len(labels)) if self._image else np.nan
-        outputs[_FACTS] = facts
+        outputs[FACTS] = facts
         return outputs
 
     @property
@@ -99,7 +100,7 @@ class Predictor:
 
     def of(self, outputs: Tensors) -> Sequence[Prediction]:
         """One prediction for each row of the outputs, whole or a request's share of them."""
-        return [Prediction._make(facts) for facts in outputs[_FACTS].tolist()]
+        return [Prediction._make(facts) for facts in outputs[FACTS].tolist()]
 
     def _confidences(
         self, outputs: Tensors, rows: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
 import re
 import shutil
@@ -11,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -41,8 +42,10 @@ from model_repository import (
     publish,
     staging,
 )
+from serving.batcher import DynamicBatcher
 from serving.config import ServerConfig
 from serving.device import why_no_cuda
+from serving.native_batcher import NativeBatcher
 from serving.pb import inference_pb2 as pb
 from serving.pb import inference_pb2_grpc as pb_grpc
 from serving.server import Server
@@ -91,6 +94,12 @@ settings.register_profile(
 )
 settings.load_profile("steady")
 
+# Those of one contract: each test of it is for all.
+BATCHERS = (
+    pytest.param(DynamicBatcher, id="python"),
+    pytest.param(NativeBatcher, id="native", marks=pytest.mark.lane),
+)
+
 NO_CUDA = pytest.StashKey[str | None]()
 GPU_TESTS_LEFT_OUT = pytest.StashKey[int]()
 
@@ -102,7 +111,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip, and so count and name, what needs MNIST when MNIST_DIR does not say where it is, and
-    what needs Prometheus where it is not installed.
+    what needs Prometheus where it is not installed, or the native lane where it is not built.
 
     What needs a GPU is left out where there is none, and said in the summary: most machines have
     none, and CI takes anything skipped for a fault.
@@ -111,6 +120,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         _skip(items, "mnist", "MNIST_DIR is not set")
     if not (shutil.which("prometheus") and shutil.which("promtool")):
         _skip(items, "prometheus", "prometheus and promtool are not on the PATH")
+    if not importlib.util.find_spec("serving.lane.native"):
+        _skip(items, "lane", "the native lane is not built (make lane)")
     if config.stash[NO_CUDA]:
         gpu = [item for item in items if item.get_closest_marker("gpu")]
         config.stash[GPU_TESTS_LEFT_OUT] = len(gpu)
@@ -385,6 +396,23 @@ def repository(tmp_path_factory: pytest.TempPathFactory, digits: Digits) -> Path
     publish_echo(path, "echo", (-1, 3))
     publish_echo(path, "echo_fixed", (2, 3))
     return path
+
+
+def threads_named(name: str) -> set[str]:
+    """Threads whose names begin so: Python's, and those that only the system knows."""
+    found = {thread.name for thread in threading.enumerate()}
+    for thread in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+            found.add((thread / "comm").read_text().strip())
+    return {each for each in found if each.startswith(name)}
+
+
+def wait_for_threads(name: str, count: int) -> None:
+    """Until so many have that name: the system forgets a thread a moment after it has ended."""
+    end = time.monotonic() + PATIENCE
+    while len(threads_named(name)) != count:
+        assert time.monotonic() < end, threads_named(name)
+        threading.Event().wait(0.001)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,18 +6,17 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import PATIENCE
+from conftest import BATCHERS, PATIENCE, wait_for_threads
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from serving.batch import Answer, Outcome, Request, Tensors, padded, split, stack
-from serving.batcher import DynamicBatcher
+from serving.batch import Answer, Batcher, Outcome, Request, Tensors, padded, split, stack
 from serving.errors import (
     BatcherClosed,
     DeadlineExceeded,
@@ -138,7 +137,7 @@ class Sent:
     told: threading.Event = field(default_factory=threading.Event)
     never_to_run: bool = False  # nor to run again
 
-    def send(self, batcher: DynamicBatcher, model: Model, instances: int) -> None:
+    def send(self, batcher: Batcher, model: Model, instances: int) -> None:
         deadline = time.monotonic() + self.plan.seconds
         request = Request(
             {"x": self.values},
@@ -178,7 +177,7 @@ class Sent:
         self.told.set()
 
 
-def send_all(batcher: DynamicBatcher, model: Model, sent: list[Sent], setting: Setting) -> bool:
+def send_all(batcher: Batcher, model: Model, sent: list[Sent], setting: Setting) -> bool:
     """From several threads; close when the setting says so. Whether it closed in time."""
     counted = threading.Semaphore(0)
 
@@ -222,16 +221,16 @@ def expected(each: Sent, setting: Setting) -> set[type[Answer | ServingError]]:
     return may
 
 
+@pytest.mark.parametrize("kind", BATCHERS)
 @settings(max_examples=500)
 @given(setting=a_setting(), made=st.lists(plans, min_size=1, max_size=30))
 def test_every_request_gets_exactly_its_own_answer_or_one_error(
-    setting: Setting, made: list[Plan]
+    kind: Callable[..., Batcher], setting: Setting, made: list[Plan]
 ) -> None:
-    before = set(threading.enumerate())
     model = Model()
     if not setting.held:
         model.gate.set()
-    batcher = DynamicBatcher(
+    batcher = kind(
         model,
         max_batch_size=setting.max_batch_size,
         max_queue_delay=setting.max_queue_delay,
@@ -242,10 +241,8 @@ def test_every_request_gets_exactly_its_own_answer_or_one_error(
     )
     sent = [Sent(number, plan) for number, plan in enumerate(made, start=1)]
     finished = send_all(batcher, model, sent, setting)
-    for thread in set(threading.enumerate()) - before:
-        thread.join(PATIENCE)
+    wait_for_threads("batcher", 0)
 
-    assert set(threading.enumerate()) <= before
     assert finished or not setting.close_timeout
     assert batcher.pending == 0
     assert model.most_at_once <= setting.instance_count

@@ -133,7 +133,7 @@ struct Batcher::State {
   void hand_out(const Ran& ran);
   void refuse(const std::vector<RequestPtr>& requests, const Refusal& refusal);
 
-  const std::shared_ptr<Executor> executor;
+  std::shared_ptr<Executor> executor;  // the threads': the last one lets it go
   const std::shared_ptr<BatchObserver> observer;
   const BatcherOptions options;
   std::atomic<Seconds> seconds_per_request{0};  // in the last batch
@@ -268,8 +268,9 @@ void Batcher::State::tell_waiting() {
 void Batcher::State::serve() {
   while (serve_one()) {
   }
+  std::shared_ptr<Executor> last;  // let go after the lock; it may refer to who owns the batcher
   const std::lock_guard<std::mutex> guard(lock);
-  --living;
+  if (--living == 0) last = std::move(executor);
   ended.notify_all();
 }
 

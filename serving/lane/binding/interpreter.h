@@ -1,0 +1,79 @@
+// Python's lock, for threads of C++: who holds it, and what is let go under it.
+//
+// Two rules keep the lane free of deadlocks: whoever comes from Python lets the lock go before he
+// takes one of the lane's, and nobody waits for anything while he holds it.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <memory>
+#include <utility>
+
+namespace lane {
+
+// Python is ending, or has: threads of C++ may touch nothing of it.
+inline bool python_is_ending() {
+#if PY_VERSION_HEX >= 0x030D0000
+  return !Py_IsInitialized() || Py_IsFinalizing();
+#else
+  return !Py_IsInitialized() || _Py_IsFinalizing();
+#endif
+}
+
+// A thread's state of Python, kept until the thread ends: to make it anew each time that the lock is
+// taken costs more than all else that is done under the lock.
+class ThreadState {
+ public:
+  ThreadState() {
+    if (PyGILState_GetThisThreadState() != nullptr) return;  // a thread of Python
+    lock_ = PyGILState_Ensure();
+    state_ = PyEval_SaveThread();
+  }
+  ThreadState(const ThreadState&) = delete;
+  ThreadState& operator=(const ThreadState&) = delete;
+  ~ThreadState() {
+    if (state_ == nullptr || python_is_ending()) return;
+    PyEval_RestoreThread(state_);
+    PyGILState_Release(lock_);
+  }
+
+  static void keep() { static thread_local const ThreadState kept; }
+
+ private:
+  PyGILState_STATE lock_ = PyGILState_UNLOCKED;
+  PyThreadState* state_ = nullptr;
+};
+
+// Holds Python's lock, on any thread; may be nested.
+class WithPython {
+ public:
+  WithPython() = default;
+
+ private:
+  struct Kept {
+    Kept() { ThreadState::keep(); }
+  };
+  Kept kept_;  // before the lock
+  pybind11::gil_scoped_acquire lock_;
+};
+
+// Owns something that refers to Python, wherever its last owner is; where Python is ending, it is
+// left to the process's end.
+struct DropWithPython {
+  template <typename T>
+  void operator()(T* value) const {
+    if (python_is_ending()) return;
+    const WithPython python;
+    const std::unique_ptr<T> dropped(value);
+  }
+};
+
+template <typename T>
+using OfPython = std::unique_ptr<T, DropWithPython>;
+
+template <typename T, typename... Arguments>
+OfPython<T> of_python(Arguments&&... arguments) {
+  return OfPython<T>(std::make_unique<T>(std::forward<Arguments>(arguments)...).release());
+}
+
+}  // namespace lane

@@ -1,0 +1,38 @@
+#include "python_observer.h"
+
+#include <pybind11/stl.h>
+
+#include <utility>
+
+namespace py = pybind11;
+
+namespace lane {
+
+PythonObserver::PythonObserver(py::object observe, py::object waiting, py::object failed)
+    : python_(of_python<References>(
+          References{std::move(observe), std::move(waiting), std::move(failed)})) {}
+
+template <typename... Arguments>
+void PythonObserver::tell(py::object References::*who, const Arguments&... arguments) {
+  const py::object& told = (*python_).*who;
+  if (told.is_none() || python_is_ending()) return;
+  const WithPython python;
+  try {
+    told(arguments...);
+  } catch (py::error_already_set& error) {
+    error.discard_as_unraisable("a batch could not be observed");
+  }
+}
+
+void PythonObserver::ran(const Execution& execution) {
+  const Stages& stages = execution.stages;
+  tell(&References::observe, execution.rows, execution.request_rows, execution.queue_seconds,
+       execution.request_seconds, stages.compute_input, stages.compute_infer,
+       stages.compute_output);
+}
+
+void PythonObserver::waiting(std::size_t requests) { tell(&References::waiting, requests); }
+
+void PythonObserver::failed(const std::string& warning) { tell(&References::failed, warning); }
+
+}  // namespace lane

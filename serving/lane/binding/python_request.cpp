@@ -1,0 +1,133 @@
+#include "python_request.h"
+
+#include <algorithm>
+#include <exception>
+#include <string>
+#include <utility>
+#include <variant>
+
+#include "python_executor.h"
+
+namespace py = pybind11;
+
+namespace lane {
+
+namespace {
+
+// By name, so that the order in which a request has them makes no difference.
+std::vector<std::pair<std::string, py::array>> by_name(const py::dict& inputs) {
+  std::vector<std::pair<std::string, py::array>> sorted;
+  for (const auto& [name, value] : inputs) {
+    sorted.emplace_back(py::cast<std::string>(name), contiguous(value));
+  }
+  std::sort(sorted.begin(), sorted.end(),
+            [](const auto& one, const auto& other) { return one.first < other.first; });
+  return sorted;
+}
+
+RowSpec row_spec(const std::string& name, const py::array& array) {
+  RowSpec spec;
+  spec.name = name;
+  spec.datatype = datatype_of(array.dtype());
+  if (spec.datatype.empty()) {
+    throw py::type_error("input '" + name + "' has a type that the lane does not carry: " +
+                         py::str(array.dtype()).cast<std::string>());
+  }
+  spec.shape.assign(array.shape() + 1, array.shape() + array.ndim());
+  spec.bytes = static_cast<std::size_t>(array.itemsize());
+  for (const std::int64_t size : spec.shape) spec.bytes *= static_cast<std::size_t>(size);
+  return spec;
+}
+
+// The exception that a run raised; one that is as good where it was no function of Python.
+py::object cause_of(const Refusal& refusal) {
+  if (!refusal.cause) return py::none();
+  try {
+    std::rethrow_exception(refusal.cause);
+  } catch (const PythonFailed& failed) {
+    return *failed.error;
+  } catch (...) {
+    return py::handle(PyExc_RuntimeError)(text_of(refusal.cause));
+  }
+}
+
+void tell(const Tell& tell, const py::object& complete, const Answer& answer) {
+  const Stages& stages = answer.stages;
+  tell.answered(complete, arrays_of(answer, tell.facts), answer.queue_seconds,
+                answer.request_seconds, stages.rows, stages.compute_input, stages.compute_infer,
+                stages.compute_output);
+}
+
+void tell(const Tell& tell, const py::object& complete, const Refusal& refusal) {
+  tell.refused(complete, *plain(refusal));
+}
+
+}  // namespace
+
+py::tuple plain(const Refusal& refusal) {
+  return py::make_tuple(static_cast<int>(refusal.reason), refusal.details, refusal.retry_after,
+                        refusal.closed, cause_of(refusal));
+}
+
+LayoutPtr Layouts::shared(Layout layout) {
+  if (newest_ && *newest_ == layout) return newest_;
+  if (newest_) others_.push_back(newest_);
+  newest_.reset();
+  auto kept = others_.begin();
+  for (auto& each : others_) {
+    LayoutPtr living = each.lock();
+    if (living && *living == layout) {
+      newest_ = std::move(living);
+    } else if (living) {
+      *kept++ = std::move(each);
+    }
+  }
+  others_.erase(kept, others_.end());
+  if (!newest_) newest_ = std::make_shared<const Layout>(std::move(layout));
+  return newest_;
+}
+
+PythonRequest::PythonRequest(const py::object& request, Layouts& layouts,
+                             std::shared_ptr<Tell> tell)
+    : tell_(std::move(tell)), python_(of_python<References>()) {
+  python_->request = request;
+  read_inputs(request.attr("inputs"), layouts);
+  rows = request.attr("rows").cast<std::int64_t>();
+  arrived = request.attr("arrived").cast<Seconds>();
+  deadline = request.attr("deadline").cast<Seconds>();
+  priority = request.attr("priority").cast<int>();
+  background = request.attr("background").cast<bool>();
+}
+
+void PythonRequest::read_inputs(const py::dict& arrays, Layouts& layouts) {
+  Layout its;
+  for (auto& [name, array] : by_name(arrays)) {
+    if (!array) throw py::type_error("input '" + name + "' is no array");
+    its.inputs.push_back(row_spec(name, array));
+    inputs.push_back(static_cast<const std::byte*>(array.data()));
+    python_->inputs.push_back(std::move(array));
+  }
+  layout = layouts.shared(std::move(its));
+}
+
+bool PythonRequest::claim() {
+  if (settled() || python_is_ending()) return false;
+  const WithPython python;
+  python_->complete = python_->request.attr("claim")();
+  settle();
+  return !python_->complete.is_none();
+}
+
+void PythonRequest::complete(Outcome outcome) {
+  if (python_is_ending()) return;
+  const WithPython python;
+  try {
+    std::visit([this](const auto& each) { tell(*tell_, python_->complete, each); }, outcome);
+  } catch (py::error_already_set& error) {
+    error.discard_as_unraisable("an outcome could not be handed out");
+  }
+  outcome = Refusal{};  // what it holds of Python goes while the lock is held
+  python_.reset();
+}
+
+}  // namespace lane
