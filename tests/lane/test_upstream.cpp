@@ -43,7 +43,8 @@ class Peer {
     std::string body;      // received
     bool ended = false;
     std::optional<std::uint32_t> reset;
-    std::string answer;    // to be sent, then, with `finish`, the trailers
+    std::string answer;    // to be sent from `sent` on, then, with `finish`, the trailers
+    std::size_t sent = 0;
     Headers trailers;
     bool finish = false;
   };
@@ -169,11 +170,11 @@ class Peer {
   static ssize_t read(nghttp2_session* session, std::int32_t stream, std::uint8_t* buffer,
                       std::size_t room, std::uint32_t* flags, nghttp2_data_source*, void* self) {
     Call& call = of(self).calls[stream];
-    const std::size_t size = std::min(room, call.answer.size());
+    const std::size_t size = std::min(room, call.answer.size() - call.sent);
     if (size == 0 && !call.finish) return NGHTTP2_ERR_DEFERRED;
-    std::memcpy(buffer, call.answer.data(), size);
-    call.answer.erase(0, size);
-    if (call.finish && call.answer.empty()) {
+    std::memcpy(buffer, call.answer.data() + call.sent, size);
+    call.sent += size;
+    if (call.finish && call.sent == call.answer.size()) {
       *flags |= NGHTTP2_DATA_FLAG_EOF;
       if (!call.trailers.empty()) {
         *flags |= NGHTTP2_DATA_FLAG_NO_END_STREAM;
@@ -369,6 +370,21 @@ TEST_CASE("A response may have 110 kB of headers") {
   pair.peer.answer(1, many);
   pair.pump();
   CHECK(pair.client.calls[1].headers.size() == many.size());
+}
+
+TEST_CASE("More headers than are kept, small as they may come by HPACK, end their call alone") {
+  Pair pair;
+  for (int stream : {1, 3}) pair.upstream->open(stream, request(), true);
+  pair.pump();
+  Headers many = response;
+  for (int i = 0; i < 100; ++i) many.push_back({"same", std::string(3000, 'x')});
+  pair.peer.answer(1, many);
+  pair.peer.answer(3, response);
+  pair.peer.finish(3, ok);
+  pair.pump();
+  CHECK(pair.client.calls[1].order == "r");
+  CHECK(*pair.client.calls[1].reset == NGHTTP2_INTERNAL_ERROR);
+  CHECK(pair.client.calls[3].order == "ht");
 }
 
 TEST_CASE("What the upstream does not read is not taken from the client") {
