@@ -32,7 +32,7 @@ const char* name_of(Code code) {
 using Views = std::shared_ptr<py::list>;
 
 Views new_views() {
-  return Views(of_python<py::list>().release(), DropWithPython());
+  return shared_of_python<py::list>();
 }
 
 Slots slots_of(const Views& views, const py::handle& view) {
@@ -43,10 +43,6 @@ Slots slots_of(const Views& views, const py::handle& view) {
 
 // A function of Python, which threads of C++ call.
 using Function = std::shared_ptr<py::object>;
-
-Function kept(py::object function) {
-  return Function(of_python<py::object>(std::move(function)).release(), DropWithPython());
-}
 
 std::function<std::pair<Slots, Slots>(Code, Reason)> refusals(const Views& views,
                                                               const Function& function) {
@@ -109,27 +105,15 @@ std::shared_ptr<ModelCounters> counters_of_python(const py::dict& slots, const p
   series.confidence = histogram("confidence");
   series.ink = histogram("ink");
   for (const py::handle& view : predictions) series.predictions.push_back(slots_of(views, view));
-  series.refusal = refusals(views, kept(std::move(refusal)));
-  series.batches = batches_of(views, kept(std::move(batches)));
+  series.refusal = refusals(views, shared_of_python<py::object>(std::move(refusal)));
+  series.batches = batches_of(views, shared_of_python<py::object>(std::move(batches)));
   return std::make_shared<ModelCounters>(std::move(series));
 }
 
 ServiceSeries service_series(py::object refusal, py::object request_bytes, py::object in_flight) {
   const Views views = new_views();
-  return {refusals(views, kept(std::move(refusal))), slots_of(views, request_bytes),
+  return {refusals(views, shared_of_python<py::object>(std::move(refusal))), slots_of(views, request_bytes),
           slots_of(views, in_flight)};
-}
-
-std::function<void(const std::string&)> text_logger(py::object function) {
-  return [function = kept(std::move(function))](const std::string& text) {
-    if (python_is_ending()) return;
-    const WithPython python;
-    try {
-      (*function)(text);
-    } catch (py::error_already_set& error) {
-      error.discard_as_unraisable("logging");
-    }
-  };
 }
 
 }  // namespace lane

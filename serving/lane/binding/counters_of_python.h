@@ -1,4 +1,4 @@
-// Counters of the lane over memory of Python's, and functions of Python's that the lane calls.
+// Counters of the lane over memory of Python's, which finds new slots for them.
 //
 // Whatever C++ points into is kept by what points there, and let go under Python's lock.
 #pragma once
@@ -7,7 +7,6 @@
 
 #include <functional>
 #include <memory>
-#include <string>
 
 #include "counters.h"
 #include "service.h"
@@ -25,8 +24,5 @@ std::shared_ptr<ModelCounters> counters_of_python(const pybind11::dict& slots,
 
 ServiceSeries service_series(pybind11::object refusal, pybind11::object request_bytes,
                              pybind11::object in_flight);
-
-// Calls a function of Python with a text, on any thread; an exception there is Python's to show.
-std::function<void(const std::string&)> text_logger(pybind11::object function);
 
 }  // namespace lane

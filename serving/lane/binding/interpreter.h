@@ -76,4 +76,10 @@ OfPython<T> of_python(Arguments&&... arguments) {
   return OfPython<T>(std::make_unique<T>(std::forward<Arguments>(arguments)...).release());
 }
 
+// The same, of several owners.
+template <typename T, typename... Arguments>
+std::shared_ptr<T> shared_of_python(Arguments&&... arguments) {
+  return std::shared_ptr<T>(of_python<T>(std::forward<Arguments>(arguments)...));
+}
+
 }  // namespace lane

@@ -39,18 +39,6 @@ RowSpec row_spec(const std::string& name, const py::array& array) {
   return spec;
 }
 
-// The exception that a run raised; one that is as good where it was no function of Python.
-py::object cause_of(const Refusal& refusal) {
-  if (!refusal.cause) return py::none();
-  try {
-    std::rethrow_exception(refusal.cause);
-  } catch (const PythonFailed& failed) {
-    return *failed.error;
-  } catch (...) {
-    return py::handle(PyExc_RuntimeError)(text_of(refusal.cause));
-  }
-}
-
 void tell(const Tell& tell, const py::object& complete, const Answer& answer) {
   const Stages& stages = answer.stages;
   tell.answered(complete, arrays_of(answer, tell.facts), answer.queue_seconds,
@@ -64,9 +52,20 @@ void tell(const Tell& tell, const py::object& complete, const Refusal& refusal) 
 
 }  // namespace
 
+py::object cause_of(const std::exception_ptr& cause) {
+  if (!cause) return py::none();
+  try {
+    std::rethrow_exception(cause);
+  } catch (const PythonFailed& failed) {
+    return *failed.error;
+  } catch (...) {
+    return py::handle(PyExc_RuntimeError)(text_of(cause));
+  }
+}
+
 py::tuple plain(const Refusal& refusal) {
   return py::make_tuple(static_cast<int>(refusal.reason), refusal.details, refusal.retry_after,
-                        refusal.closed, cause_of(refusal));
+                        refusal.closed, cause_of(refusal.cause));
 }
 
 LayoutPtr Layouts::shared(Layout layout) {

@@ -6,6 +6,7 @@
 #include <pybind11/pybind11.h>
 
 #include <atomic>
+#include <exception>
 #include <memory>
 #include <vector>
 
@@ -21,6 +22,9 @@ struct Tell {
   pybind11::object refused;   // (complete, *refusal)
   FactsColumn facts;
 };
+
+// The exception that a run raised, or None; one that is as good where it was no function of Python.
+pybind11::object cause_of(const std::exception_ptr& cause);
 
 // (reason, details, retry_after, closed, cause) for Python.
 pybind11::tuple plain(const Refusal& refusal);

@@ -17,6 +17,7 @@
 #include "interpreter.h"
 #include "model_observer.h"
 #include "python_batcher.h"
+#include "python_log.h"
 #include "server.h"
 #include "service.h"
 
