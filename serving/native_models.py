@@ -56,7 +56,7 @@ class NativeModel(NamedTuple):
     """One version as the lane serves it; `routed` is what it is given, of its own type."""
 
     batcher: NativeBatcher
-    routed: object
+    routed: native.ServedModel
 
 
 class NativeSeries:
@@ -111,9 +111,9 @@ class NativeModels:
     """
 
     def __init__(
-        self, native: ModuleType, server: native.Server, series: NativeSeries, config: ServerConfig
+        self, module: ModuleType, server: native.Server, series: NativeSeries, config: ServerConfig
     ) -> None:
-        self._native = native
+        self._module = module
         self._server = server
         self._series = series
         self._config = config
@@ -135,7 +135,7 @@ class NativeModels:
             for specs in (manifest.inputs, manifest.outputs)
         )
         labels = list(manifest.labels) if plan else []
-        routed = self._native.ServedModel(
+        routed = self._module.ServedModel(
             manifest.name, str(manifest.version), inputs, outputs, labels, batcher.native, counters
         )
         return NativeModel(batcher, routed)
@@ -163,5 +163,5 @@ class NativeModels:
         key = (*version, *labels)
         if key not in self._counters:
             found = self._series.of_version(version, labels)
-            self._counters[key] = self._native.ModelCounters(**found)
+            self._counters[key] = self._module.ModelCounters(**found)
         return self._counters[key]

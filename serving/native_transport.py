@@ -25,6 +25,7 @@ from serving.metrics import Metrics
 from serving.native_models import NativeModels, NativeSeries
 from serving.registry import ServedModel
 from serving.status import log_fault
+from serving.tls import tls_files
 from serving.transport import KEEPALIVE, MAX_CALLS_PER_CONNECTION
 
 if TYPE_CHECKING:  # it need not be built
@@ -105,7 +106,7 @@ class NativeTransport:
         grpcio's. It is asked for it once no other thread is here, so that the newest is the last.
         """
         with self._routing:
-            taken = {key: served.routed for key, served in routes().items() if served.routed}
+            taken = {k: served.routed for k, served in routes().items() if served.routed}
             self._server.set_routes(taken)
 
     def observe(self, every: bool) -> None:
@@ -138,6 +139,14 @@ class NativeTransport:
             "max_age_grace": config.drain_timeout,
             "pass_on_traced": bool(config.otlp_endpoint),
         }
+
+
+def _tls(config: ServerConfig) -> tuple[str, str, str] | None:
+    """The files that the lane reads itself; StartupError names one that is no good."""
+    if tls_files(config) is None:
+        return None
+    client_ca = str(config.tls_client_ca) if config.tls_client_ca else ""
+    return str(config.tls_certificate), str(config.tls_key), client_ca
 
 
 def _log_failure(

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,6 +22,9 @@ from serving.model_metrics import ModelMetrics
 from serving.native_models import NativeModels
 from serving.prediction_counts import PredictionCounts
 from serving.predictions import Prediction, predictor
+
+if TYPE_CHECKING:  # it need not be built
+    from serving.lane import native
 
 
 class State(StrEnum):
@@ -51,7 +55,7 @@ class ServedModel:
         model: Model,
         config: ServerConfig,
         metrics: ModelMetrics,
-        native: NativeModels | None = None,
+        lane: NativeModels | None = None,
     ) -> None:
         self.model = model
         self.version = str(model.manifest.version)
@@ -67,11 +71,11 @@ class ServedModel:
         self._queue_limit, self._instances = config.max_queue_size, config.instance_count
         self.max_batch_size = config.max_batch_size if self.batchable else 0
         # Whatever way a request comes, it waits in the one queue of its version.
-        self.routed: object = None  # what the lane is given, where it serves the version
         self.batcher: Batcher
-        if native and native.takes(model):
+        self.routed: native.ServedModel | None = None  # for the lane, where it serves the version
+        if lane and lane.takes(model):
             plan = self._predictor.plan if self._predictor else None
-            self.batcher, self.routed = native.serve(model, plan)
+            self.batcher, self.routed = lane.serve(model, plan)
         else:
             self.batcher = self._dynamic_batcher(config)
 

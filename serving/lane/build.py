@@ -151,11 +151,11 @@ def configure(directory: Path, command: Sequence[str], build_type: str) -> None:
         "pybind11_DIR": pybind11_directory(),
     }
     text = "".join(f"{name}={value}\n" for name, value in options.items())
-    asked = directory / "asked-for.txt"
-    if asked.exists() and asked.read_text(encoding="utf-8") == text:
+    asked, cache = directory / "asked-for.txt", directory / "CMakeCache.txt"
+    if cache.exists() and asked.exists() and asked.read_text(encoding="utf-8") == text:
         return
     # What was found for another interpreter or compiler is in here.
-    (directory / "CMakeCache.txt").unlink(missing_ok=True)
+    cache.unlink(missing_ok=True)
     run("cmake", "-S", HERE, "-B", directory, *(f"-D{each}" for each in text.splitlines()))
     asked.write_text(text, encoding="utf-8")
 
