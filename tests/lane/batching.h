@@ -47,13 +47,18 @@ class Semaphore {
   int count_ = 0;
 };
 
-// Open or shut. Who waits goes on if it has opened since his ticket, were it only for a moment.
+// Open or shut. Who waits goes on once it has opened since his ticket, or let those through.
 class Gate {
  public:
   void set(bool open) {
     const std::lock_guard<std::mutex> guard(lock_);
     open_ = open;
     opened_ += open;
+    changed_.notify_all();
+  }
+  void let_through() {
+    const std::lock_guard<std::mutex> guard(lock_);
+    ++opened_;
     changed_.notify_all();
   }
   int ticket() {
@@ -99,6 +104,7 @@ class Doubler : public Executor {
  public:
   void hold() { gate_.set(false); }
   void release() { gate_.set(true); }
+  void release_those_that_run() { gate_.let_through(); }
   bool wait_until_entered() { return entered.acquire(); }
   std::vector<Values> batches() const {
     const std::lock_guard<std::mutex> guard(lock_);

@@ -100,8 +100,7 @@ struct Doubling {
   }
   // Lets the run that is held end, and waits until the next is held.
   void hold_next() {
-    doubler->release();
-    doubler->hold();
+    doubler->release_those_that_run();
     REQUIRE(doubler->wait_until_entered());
   }
   void finish() { CHECK(batcher->close(kPatience)); }
