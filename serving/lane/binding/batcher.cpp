@@ -20,28 +20,16 @@ namespace lane {
 
 namespace {
 
-// What a Request calls when it is cancelled. It owns nothing, or a request would own itself.
-struct Withdrawal {
-  std::weak_ptr<PythonRequest> request;
-  std::weak_ptr<Batcher> batcher;
-
-  void operator()(const py::object&) const {
-    const std::shared_ptr<PythonRequest> withdrawn = request.lock();
-    if (!withdrawn) return;
-    withdrawn->settle();
-    const py::gil_scoped_release others_run;
-    if (const auto its = batcher.lock()) its->withdraw(*withdrawn);
-  }
-};
-
 // serving/predictions.py's PredictionPlan.
 using Plan = std::tuple<std::string, std::string, std::string, double>;
 
 std::shared_ptr<BatchObserver> observer_of(std::shared_ptr<BatchObserver> given, py::object observe,
                                            py::object waiting, py::object failed) {
-  if (given) return given;
-  return std::make_shared<PythonObserver>(std::move(observe), std::move(waiting),
-                                          std::move(failed));
+  if (!given) {
+    given = std::make_shared<PythonObserver>(std::move(observe), std::move(waiting),
+                                             std::move(failed));
+  }
+  return std::make_shared<HandingOut>(std::move(given));
 }
 
 std::shared_ptr<Executor> executor_of(py::object run, const FactsColumn& facts,
@@ -89,8 +77,9 @@ PythonBatcher::~PythonBatcher() {
 
 py::object PythonBatcher::submit(const py::object& request) {
   const auto mine = std::make_shared<PythonRequest>(request, layouts_, tell_);
-  request.attr("withdraw") = Withdrawal{mine, batcher_};
-  if (request.attr("settled").cast<bool>()) mine->settle();  // who claims it later withdraws it
+  const py::object claim = claim_of(request);
+  claim.cast<Claim&>().queued(mine, batcher_);
+  request.attr("withdraw") = claim;
   const std::optional<Refusal> refusal = [&] {
     const py::gil_scoped_release others_run;
     return batcher_->submit(mine);
@@ -110,7 +99,10 @@ std::size_t PythonBatcher::pending() const {
 
 void bind_batcher(py::module_& module) {
   py::class_<Memory>(module, "_Memory");
-  py::class_<Withdrawal>(module, "_Withdrawal").def("__call__", &Withdrawal::operator());
+  py::class_<Claim>(module, "_Claim")
+      .def("pop", &Claim::pop)
+      .def("__bool__", &Claim::left)
+      .def("__call__", &Claim::withdraw);
   py::class_<BatchObserver, std::shared_ptr<BatchObserver>>(module, "BatchObserver");
   py::class_<BatcherOptions>(module, "BatcherOptions")
       .def(py::init(&make_options), py::kw_only(), py::arg("name"), py::arg("max_batch_size"),

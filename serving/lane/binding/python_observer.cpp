@@ -4,6 +4,8 @@
 
 #include <utility>
 
+#include "python_request.h"
+
 namespace py = pybind11;
 
 namespace lane {
@@ -34,5 +36,10 @@ void PythonObserver::ran(const Execution& execution) {
 void PythonObserver::waiting(std::size_t requests) { tell(&References::waiting, requests); }
 
 void PythonObserver::failed(const std::string& warning) { tell(&References::failed, warning); }
+
+void HandingOut::handed_out() {
+  inner_->handed_out();
+  hand_out();
+}
 
 }  // namespace lane
