@@ -47,10 +47,11 @@ std::unique_ptr<PythonBatcher> make_batcher(
     py::object observe, py::object waiting, py::object failed,
     const std::optional<Plan>& plan) {
   const FactsColumn facts{std::move(facts_name), std::move(facts_dtype)};
+  const bool waiting_is_python = !observer && !waiting.is_none();
   return std::make_unique<PythonBatcher>(
       executor_of(std::move(run), facts, plan), std::move(options),
       observer_of(std::move(observer), std::move(observe), std::move(waiting), std::move(failed)),
-      of_python<Tell>(Tell{std::move(answered), std::move(refused), facts}));
+      waiting_is_python, of_python<Tell>(Tell{std::move(answered), std::move(refused), facts}));
 }
 
 BatcherOptions make_options(std::string name, std::int64_t max_batch_size, Seconds max_queue_delay,
@@ -63,14 +64,19 @@ BatcherOptions make_options(std::string name, std::int64_t max_batch_size, Secon
 }  // namespace
 
 PythonBatcher::PythonBatcher(std::shared_ptr<Executor> executor, BatcherOptions options,
-                             std::shared_ptr<BatchObserver> observer, std::shared_ptr<Tell> tell)
-    : tell_(std::move(tell)) {
+                             std::shared_ptr<BatchObserver> observer, bool waiting_is_python,
+                             std::shared_ptr<Tell> tell)
+    : waiting_is_python_(waiting_is_python), tell_(std::move(tell)) {
   const py::gil_scoped_release others_run;
   batcher_ =
       std::make_shared<Batcher>(std::move(executor), std::move(options), std::move(observer));
 }
 
 PythonBatcher::~PythonBatcher() {
+  if (python_is_ending()) {  // what still runs cannot end, and must not be waited for
+    of_python<std::shared_ptr<Batcher>>(std::move(batcher_));
+    return;
+  }
   const py::gil_scoped_release others_run;
   batcher_.reset();
 }
@@ -81,7 +87,8 @@ py::object PythonBatcher::submit(const py::object& request) {
   claim.cast<Claim&>().queued(mine, batcher_);
   request.attr("withdraw") = claim;
   const std::optional<Refusal> refusal = [&] {
-    const py::gil_scoped_release others_run;
+    std::optional<py::gil_scoped_release> others_run;
+    if (waiting_is_python_) others_run.emplace();
     return batcher_->submit(mine);
   }();
   return refusal ? py::object(plain(*refusal)) : py::none();

@@ -20,7 +20,7 @@ void PythonObserver::tell(py::object References::*who, const Arguments&... argum
   if (told.is_none() || python_is_ending()) return;
   const WithPython python;
   try {
-    told(arguments...);
+    call(told, arguments...);
   } catch (py::error_already_set& error) {
     error.discard_as_unraisable("a batch could not be observed");
   }

@@ -53,13 +53,13 @@ py::object cause_of(const Refusal& refusal) {
 
 void tell(const Tell& tell, const py::object& complete, const Answer& answer) {
   const Stages& stages = answer.stages;
-  tell.answered(complete, arrays_of(answer, tell.facts), answer.queue_seconds,
-                answer.request_seconds, stages.rows, stages.compute_input, stages.compute_infer,
-                stages.compute_output);
+  call(tell.answered, complete, arrays_of(answer, tell.facts), answer.queue_seconds,
+       answer.request_seconds, stages.rows, stages.compute_input, stages.compute_infer,
+       stages.compute_output);
 }
 
 void tell(const Tell& tell, const py::object& complete, const Refusal& refusal) {
-  tell.refused(complete, *plain(refusal));
+  call(tell.refused, complete, plain(refusal));
 }
 
 }  // namespace

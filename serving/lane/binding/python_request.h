@@ -21,7 +21,7 @@ namespace lane {
 // How Python hears of outcomes: functions of serving/native_batcher.py.
 struct Tell {
   pybind11::object answered;  // (complete, outputs, queue_seconds, request_seconds, *stages)
-  pybind11::object refused;   // (complete, *refusal)
+  pybind11::object refused;   // (complete, refusal), which is `plain`
   FactsColumn facts;
 };
 
