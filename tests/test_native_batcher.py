@@ -1,4 +1,4 @@
-"""What only the native batcher has: arrays over the lane's memory, facts, an owner it lets go of."""
+"""What only the native batcher has: the lane's memory as arrays, facts, an owner it lets go of."""
 
 from __future__ import annotations
 
