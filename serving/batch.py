@@ -82,6 +82,7 @@ class Request:
         self.background = background
         self.arrived = time.monotonic() if arrived is None else arrived
         self.withdraw: Callable[[Request], None] = _nowhere  # for whoever queues it to set
+        # Or what pops as this list does: the lane puts that in its place, for threads of its own.
         self._complete = [complete]
 
     @property

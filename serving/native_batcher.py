@@ -122,15 +122,8 @@ def _answered(
     tell(complete, Answer(outputs, queue_seconds, request_seconds, Stages(rows, *seconds)))
 
 
-def _refused(
-    complete: Complete,
-    reason: int,
-    details: str,
-    retry_after: float,
-    closed: bool,
-    cause: BaseException | None,
-) -> None:
-    tell(complete, _error(reason, details, retry_after, closed, cause))
+def _refused(complete: Complete, refusal: native.Refusal) -> None:
+    tell(complete, _error(*refusal))
 
 
 def _observing(observe: Callable[[Execution], None]) -> native.Observe:

@@ -818,7 +818,7 @@ def test_the_observer_hears_of_callers_rows_only(make: Make, doubler: Doubler) -
     assert Asked(batcher, 1.0, 2.0, background=True).values == [2.0, 4.0]
     assert batcher.close(PATIENCE)
     assert [execution.rows for execution in seen] == [1, 1]
-    assert sorted(execution.request_seconds for execution in seen) == sorted(
+    assert sorted([*execution.request_seconds] for execution in seen) == sorted(
         [each.answer.request_seconds] for each in (first, caller)
     )
 

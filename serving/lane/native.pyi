@@ -17,7 +17,8 @@ Refusal = tuple[int, str, float, bool, BaseException | None]
 Observe = Callable[[int, list[int], list[float], list[float], float, float, float], None]
 
 class BatchObserver:
-    """Who hears of what a batcher does, without Python."""
+    """Who hears of what a batcher does. Its `waiting` must not take Python's lock: `Batcher.submit`
+    holds it."""
 
 class BatcherOptions:
     def __init__(
@@ -41,7 +42,7 @@ class Batcher:
         options: BatcherOptions,
         *,
         answered: Callable[[Complete, Tensors, float, float, int, float, float, float], None],
-        refused: Callable[[Complete, int, str, float, bool, BaseException | None], None],
+        refused: Callable[[Complete, Refusal], None],
         facts_name: str,
         facts_dtype: np.dtype[Any],
         observer: BatchObserver | None = ...,

@@ -20,28 +20,16 @@ namespace lane {
 
 namespace {
 
-// What a Request calls when it is cancelled. It owns nothing, or a request would own itself.
-struct Withdrawal {
-  std::weak_ptr<PythonRequest> request;
-  std::weak_ptr<Batcher> batcher;
-
-  void operator()(const py::object&) const {
-    const std::shared_ptr<PythonRequest> withdrawn = request.lock();
-    if (!withdrawn) return;
-    withdrawn->settle();
-    const py::gil_scoped_release others_run;
-    if (const auto its = batcher.lock()) its->withdraw(*withdrawn);
-  }
-};
-
 // serving/predictions.py's PredictionPlan.
 using Plan = std::tuple<std::string, std::string, std::string, double>;
 
 std::shared_ptr<BatchObserver> observer_of(std::shared_ptr<BatchObserver> given, py::object observe,
                                            py::object waiting, py::object failed) {
-  if (given) return given;
-  return std::make_shared<PythonObserver>(std::move(observe), std::move(waiting),
-                                          std::move(failed));
+  if (!given) {
+    given = std::make_shared<PythonObserver>(std::move(observe), std::move(waiting),
+                                             std::move(failed));
+  }
+  return std::make_shared<HandingOut>(std::move(given));
 }
 
 std::shared_ptr<Executor> executor_of(py::object run, const FactsColumn& facts,
@@ -59,10 +47,11 @@ std::unique_ptr<PythonBatcher> make_batcher(
     py::object observe, py::object waiting, py::object failed,
     const std::optional<Plan>& plan) {
   const FactsColumn facts{std::move(facts_name), std::move(facts_dtype)};
+  const bool waiting_is_python = !observer && !waiting.is_none();
   return std::make_unique<PythonBatcher>(
       executor_of(std::move(run), facts, plan), std::move(options),
       observer_of(std::move(observer), std::move(observe), std::move(waiting), std::move(failed)),
-      of_python<Tell>(Tell{std::move(answered), std::move(refused), facts}));
+      waiting_is_python, of_python<Tell>(Tell{std::move(answered), std::move(refused), facts}));
 }
 
 BatcherOptions make_options(std::string name, std::int64_t max_batch_size, Seconds max_queue_delay,
@@ -75,24 +64,31 @@ BatcherOptions make_options(std::string name, std::int64_t max_batch_size, Secon
 }  // namespace
 
 PythonBatcher::PythonBatcher(std::shared_ptr<Executor> executor, BatcherOptions options,
-                             std::shared_ptr<BatchObserver> observer, std::shared_ptr<Tell> tell)
-    : tell_(std::move(tell)) {
+                             std::shared_ptr<BatchObserver> observer, bool waiting_is_python,
+                             std::shared_ptr<Tell> tell)
+    : waiting_is_python_(waiting_is_python), tell_(std::move(tell)) {
   const py::gil_scoped_release others_run;
   batcher_ =
       std::make_shared<Batcher>(std::move(executor), std::move(options), std::move(observer));
 }
 
 PythonBatcher::~PythonBatcher() {
+  if (python_is_ending()) {  // what still runs cannot end, and must not be waited for
+    of_python<std::shared_ptr<Batcher>>(std::move(batcher_));
+    return;
+  }
   const py::gil_scoped_release others_run;
   batcher_.reset();
 }
 
 py::object PythonBatcher::submit(const py::object& request) {
   const auto mine = std::make_shared<PythonRequest>(request, layouts_, tell_);
-  request.attr("withdraw") = Withdrawal{mine, batcher_};
-  if (request.attr("settled").cast<bool>()) mine->settle();  // who claims it later withdraws it
+  const py::object claim = claim_of(request);
+  claim.cast<Claim&>().queued(mine, batcher_);
+  request.attr("withdraw") = claim;
   const std::optional<Refusal> refusal = [&] {
-    const py::gil_scoped_release others_run;
+    std::optional<py::gil_scoped_release> others_run;
+    if (waiting_is_python_) others_run.emplace();
     return batcher_->submit(mine);
   }();
   return refusal ? py::object(plain(*refusal)) : py::none();
@@ -110,7 +106,10 @@ std::size_t PythonBatcher::pending() const {
 
 void bind_batcher(py::module_& module) {
   py::class_<Memory>(module, "_Memory");
-  py::class_<Withdrawal>(module, "_Withdrawal").def("__call__", &Withdrawal::operator());
+  py::class_<Claim>(module, "_Claim")
+      .def("pop", &Claim::pop)
+      .def("__bool__", &Claim::left)
+      .def("__call__", &Claim::withdraw);
   py::class_<BatchObserver, std::shared_ptr<BatchObserver>>(module, "BatchObserver");
   py::class_<BatcherOptions>(module, "BatcherOptions")
       .def(py::init(&make_options), py::kw_only(), py::arg("name"), py::arg("max_batch_size"),

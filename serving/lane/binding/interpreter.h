@@ -5,8 +5,12 @@
 #pragma once
 
 #include <pybind11/pybind11.h>
+#include <unistd.h>
+
+#include <cxxabi.h>
 
 #include <memory>
+#include <optional>
 #include <utility>
 
 namespace lane {
@@ -18,6 +22,32 @@ inline bool python_is_ending() {
 #else
   return !Py_IsInitialized() || _Py_IsFinalizing();
 #endif
+}
+
+// Enters Python. Where that ends meanwhile, until 3.13 it unwinds the thread, as pthread_exit does;
+// here it waits for the process's end instead, as from 3.14 on: what is unwound would be let go
+// without Python's lock.
+template <typename Function>
+auto entering_python(Function function) {
+#ifdef __GLIBCXX__
+  try {
+    return function();
+  } catch (const abi::__forced_unwind&) {
+    while (true) ::pause();
+  }
+#else
+  return function();
+#endif
+}
+
+// A call of a function of Python, for threads of C++.
+template <typename... Arguments>
+pybind11::object call(const pybind11::object& function, Arguments&&... arguments) {
+  const pybind11::tuple given = pybind11::make_tuple(std::forward<Arguments>(arguments)...);
+  PyObject* result =
+      entering_python([&] { return PyObject_CallObject(function.ptr(), given.ptr()); });
+  if (result == nullptr) throw pybind11::error_already_set();
+  return pybind11::reinterpret_steal<pybind11::object>(result);
 }
 
 // A thread's state of Python, kept until the thread ends: to make it anew each time that the lock is
@@ -47,14 +77,15 @@ class ThreadState {
 // Holds Python's lock, on any thread; may be nested.
 class WithPython {
  public:
-  WithPython() = default;
+  WithPython() {
+    entering_python([this] {
+      ThreadState::keep();
+      lock_.emplace();
+    });
+  }
 
  private:
-  struct Kept {
-    Kept() { ThreadState::keep(); }
-  };
-  Kept kept_;  // before the lock
-  pybind11::gil_scoped_acquire lock_;
+  std::optional<pybind11::gil_scoped_acquire> lock_;
 };
 
 // Owns something that refers to Python, wherever its last owner is; where Python is ending, it is

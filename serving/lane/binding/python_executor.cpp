@@ -51,7 +51,7 @@ Outputs PythonExecutor::run(std::shared_ptr<const Batch> batch) {
   if (python_is_ending()) throw RunFailed("the process is ending");
   const WithPython python;
   try {
-    const py::object outputs = python_->run(inputs_of(batch));
+    const py::object outputs = call(python_->run, inputs_of(batch));
     return outputs_of(outputs.cast<py::dict>(), python_->facts);
   } catch (const py::error_already_set& raised) {
     throw failure(raised);

@@ -4,6 +4,8 @@
 
 #include <utility>
 
+#include "python_request.h"
+
 namespace py = pybind11;
 
 namespace lane {
@@ -18,7 +20,7 @@ void PythonObserver::tell(py::object References::*who, const Arguments&... argum
   if (told.is_none() || python_is_ending()) return;
   const WithPython python;
   try {
-    told(arguments...);
+    call(told, arguments...);
   } catch (py::error_already_set& error) {
     error.discard_as_unraisable("a batch could not be observed");
   }
@@ -34,5 +36,10 @@ void PythonObserver::ran(const Execution& execution) {
 void PythonObserver::waiting(std::size_t requests) { tell(&References::waiting, requests); }
 
 void PythonObserver::failed(const std::string& warning) { tell(&References::failed, warning); }
+
+void HandingOut::handed_out() {
+  inner_->handed_out();
+  hand_out();
+}
 
 }  // namespace lane

@@ -1,10 +1,13 @@
 // PythonObserver: tells functions of Python what a batcher does. For servers that count in Python;
-// one that counts natively gives an observer of its own.
+// one that counts natively gives an observer of its own. HandingOut is around either.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
+#include <cstddef>
+#include <memory>
 #include <string>
+#include <utility>
 
 #include "batcher.h"
 #include "interpreter.h"
@@ -30,6 +33,21 @@ class PythonObserver : public BatchObserver {
   void tell(pybind11::object References::*who, const Arguments&... arguments);
 
   OfPython<References> python_;
+};
+
+// Tells another all, and Python's requests their outcomes when a run's are all there.
+class HandingOut : public BatchObserver {
+ public:
+  explicit HandingOut(std::shared_ptr<BatchObserver> inner) : inner_(std::move(inner)) {}
+
+  void ran(const Execution& execution) override { inner_->ran(execution); }
+  void waiting(std::size_t requests) override { inner_->waiting(requests); }
+  void busy(int more) override { inner_->busy(more); }
+  void handed_out() override;
+  void failed(const std::string& warning) override { inner_->failed(warning); }
+
+ private:
+  std::shared_ptr<BatchObserver> inner_;
 };
 
 }  // namespace lane

@@ -41,13 +41,13 @@ RowSpec row_spec(const std::string& name, const py::array& array) {
 
 void tell(const Tell& tell, const py::object& complete, const Answer& answer) {
   const Stages& stages = answer.stages;
-  tell.answered(complete, arrays_of(answer, tell.facts), answer.queue_seconds,
-                answer.request_seconds, stages.rows, stages.compute_input, stages.compute_infer,
-                stages.compute_output);
+  call(tell.answered, complete, arrays_of(answer, tell.facts), answer.queue_seconds,
+       answer.request_seconds, stages.rows, stages.compute_input, stages.compute_infer,
+       stages.compute_output);
 }
 
 void tell(const Tell& tell, const py::object& complete, const Refusal& refusal) {
-  tell.refused(complete, *plain(refusal));
+  call(tell.refused, complete, plain(refusal));
 }
 
 }  // namespace
@@ -86,16 +86,51 @@ LayoutPtr Layouts::shared(Layout layout) {
   return newest_;
 }
 
+Claim::Claim(py::object list) {
+  if (py::len(list) == 0) {
+    settled_->store(true);
+  } else {
+    complete_ = list.attr("pop")();
+  }
+}
+
+py::object Claim::pop() {
+  if (settled_->exchange(true)) throw py::index_error("the request is settled");
+  return take_complete();
+}
+
+void Claim::withdraw(const py::object&) const {
+  const std::shared_ptr<PythonRequest> withdrawn = request_.lock();  // let go under Python's lock
+  const std::shared_ptr<Batcher> batcher = batcher_.lock();
+  if (!withdrawn || !batcher) return;
+  const py::gil_scoped_release others_run;
+  batcher->withdraw(*withdrawn);
+}
+
+void Claim::queued(std::weak_ptr<PythonRequest> request, std::weak_ptr<Batcher> batcher) {
+  request_ = std::move(request);
+  batcher_ = std::move(batcher);
+}
+
+py::object claim_of(const py::object& request) {
+  py::object had = request.attr("_complete");
+  if (py::isinstance<Claim>(had)) return had;
+  py::object claim = py::cast(std::make_unique<Claim>(std::move(had)));
+  request.attr("_complete") = claim;
+  return claim;
+}
+
 PythonRequest::PythonRequest(const py::object& request, Layouts& layouts,
                              std::shared_ptr<Tell> tell)
     : tell_(std::move(tell)), python_(of_python<References>()) {
-  python_->request = request;
   read_inputs(request.attr("inputs"), layouts);
   rows = request.attr("rows").cast<std::int64_t>();
   arrived = request.attr("arrived").cast<Seconds>();
   deadline = request.attr("deadline").cast<Seconds>();
   priority = request.attr("priority").cast<int>();
   background = request.attr("background").cast<bool>();
+  python_->claim = claim_of(request);  // last: nothing fails any more
+  settled_ = python_->claim.cast<const Claim&>().settled();
 }
 
 void PythonRequest::read_inputs(const py::dict& arrays, Layouts& layouts) {
@@ -109,24 +144,28 @@ void PythonRequest::read_inputs(const py::dict& arrays, Layouts& layouts) {
   layout = layouts.shared(std::move(its));
 }
 
-bool PythonRequest::claim() {
-  if (settled() || python_is_ending()) return false;
-  const WithPython python;
-  python_->complete = python_->request.attr("claim")();
-  settle();
-  return !python_->complete.is_none();
+std::vector<PythonRequest::Completed>& PythonRequest::completed() {
+  static thread_local std::vector<Completed> those;
+  return those;
 }
 
 void PythonRequest::complete(Outcome outcome) {
-  if (python_is_ending()) return;
+  completed().push_back({std::move(python_), tell_, std::move(outcome)});
+}
+
+void hand_out() {
+  if (PythonRequest::completed().empty() || python_is_ending()) return;
   const WithPython python;
-  try {
-    std::visit([this](const auto& each) { tell(*tell_, python_->complete, each); }, outcome);
-  } catch (py::error_already_set& error) {
-    error.discard_as_unraisable("an outcome could not be handed out");
+  std::vector<PythonRequest::Completed> completed;  // goes while the lock is held
+  completed.swap(PythonRequest::completed());
+  for (const auto& each : completed) {
+    const py::object complete = each.python->claim.cast<Claim&>().take_complete();
+    try {
+      std::visit([&](const auto& outcome) { tell(*each.tell, complete, outcome); }, each.outcome);
+    } catch (py::error_already_set& error) {
+      error.discard_as_unraisable("an outcome could not be handed out");
+    }
   }
-  outcome = Refusal{};  // what it holds of Python goes while the lock is held
-  python_.reset();
 }
 
 }  // namespace lane

@@ -1,6 +1,7 @@
 // PythonRequest: a serving.batch.Request in the lane's queue.
 //
-// Python's Request says who may complete it, and so a cancellation there and a batch here agree.
+// Who may complete it is one flag, which a cancellation in Python and a batch here ask: so a batch
+// claims its requests without Python's lock, and takes that once to hand out all their outcomes.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -8,9 +9,11 @@
 #include <atomic>
 #include <exception>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "arrays.h"
+#include "batcher.h"
 #include "interpreter.h"
 #include "request.h"
 
@@ -19,7 +22,7 @@ namespace lane {
 // How Python hears of outcomes: functions of serving/native_batcher.py.
 struct Tell {
   pybind11::object answered;  // (complete, outputs, queue_seconds, request_seconds, *stages)
-  pybind11::object refused;   // (complete, *refusal)
+  pybind11::object refused;   // (complete, refusal), which is `plain`
   FactsColumn facts;
 };
 
@@ -39,29 +42,68 @@ class Layouts {
   std::vector<std::weak_ptr<const Layout>> others_;
 };
 
+class PythonRequest;
+
+// Whether somebody has claimed a request: whoever sets it first has.
+using Settled = std::shared_ptr<std::atomic<bool>>;
+
+// The right to complete a request of Python, in the place of its list of one function; and what it
+// calls when it is cancelled. It owns nothing of the request in the queue, or that would own itself.
+// Python's lock guards it.
+class Claim {
+ public:
+  // Takes the function out of the list, where it still has one.
+  explicit Claim(pybind11::object list);
+
+  pybind11::object pop();  // the function; IndexError where the request is settled
+  bool left() const { return !settled_->load(); }
+  void withdraw(const pybind11::object& request) const;
+
+  void queued(std::weak_ptr<PythonRequest> request, std::weak_ptr<Batcher> batcher);
+  const Settled& settled() const { return settled_; }
+  // For who has claimed it.
+  pybind11::object take_complete() { return std::move(complete_); }
+
+ private:
+  Settled settled_ = std::make_shared<std::atomic<bool>>(false);
+  pybind11::object complete_;
+  std::weak_ptr<PythonRequest> request_;
+  std::weak_ptr<Batcher> batcher_;
+};
+
 class PythonRequest : public Request {
  public:
   // Of a thread that holds Python's lock. TypeError for an array that the lane does not carry.
   PythonRequest(const pybind11::object& request, Layouts& layouts, std::shared_ptr<Tell> tell);
 
-  bool claim() override;
-  bool settled() const override { return settled_.load(); }
+  bool claim() override { return !settled_->exchange(true); }
+  bool settled() const override { return settled_->load(); }
+  // Python hears of it by `hand_out`.
   void complete(Outcome outcome) override;
 
-  // Python has claimed it.
-  void settle() { settled_.store(true); }
-
  private:
+  friend void hand_out();
   struct References {
-    pybind11::object request;
-    pybind11::object complete;
+    pybind11::object claim;
     std::vector<pybind11::array> inputs;
   };
+  struct Completed {
+    OfPython<References> python;
+    std::shared_ptr<Tell> tell;
+    Outcome outcome;
+  };
+  static std::vector<Completed>& completed();  // of this thread, still to be told
   void read_inputs(const pybind11::dict& inputs, Layouts& layouts);
 
-  std::atomic<bool> settled_{false};
+  Settled settled_;
   std::shared_ptr<Tell> tell_;
   OfPython<References> python_;
 };
+
+// The request's claim, which takes its list's place where there is none yet.
+pybind11::object claim_of(const pybind11::object& request);
+
+// Tells Python what this thread has completed since: of a batch, with its lock taken once.
+void hand_out();
 
 }  // namespace lane
