@@ -28,7 +28,8 @@ constexpr Seconds drain_round_trip = 1;
 constexpr Seconds farewell = 1;
 // A connection's own age is up to so much more or less: many that began together end one by one.
 constexpr double age_jitter = 0.1;
-// Frames that bring nothing: empty DATA, SETTINGS, PRIORITY (CVE-2019-9518, -9515, -9513).
+// Frames that bring nothing: empty DATA, SETTINGS (CVE-2019-9518, -9515). PRIORITY is not looked at
+// by nghttp2, as we announce that we do not use it.
 constexpr double idle_frames_per_second = 100;
 constexpr double idle_frames_burst = 1000;
 // Frames that wait to be sent, and that no window holds back: beyond, nothing more is read.
@@ -181,7 +182,8 @@ struct Connection::State {
   std::optional<Seconds> asked;           // whether the peer lives
   Seconds earliest_deadline = never;      // of those receiving, or before
   Moment idle;                            // when the last stream ended
-  Moment wrote;                           // when the socket last took something
+  bool wrote = false;                     // something was taken to be sent since the last tick
+  std::optional<Seconds> unsent_since;    // something waits, and nothing was taken
   bool handshaken = false;
   enum class Drain { no, announced, done } draining = Drain::no;
   Moment announced;
@@ -212,7 +214,6 @@ Connection::State::State(Connection& self, std::uint64_t id, Peer peer, const Li
       age(own_age(limits.max_age, id, now)),
       heard(now),
       idle(now),
-      wrote(now),
       announced(now),
       shut_at(now),
       session(make_session(limits, events(), this)) {}
@@ -649,8 +650,6 @@ void Connection::State::control_frame(const nghttp2_frame& frame) {
       return;
     case NGHTTP2_SETTINGS:
       handshaken = true;
-      [[fallthrough]];
-    case NGHTTP2_PRIORITY:
       if (!ack && !idle_frames.take(now)) shut(NGHTTP2_ENHANCE_YOUR_CALM, "empty_frames");
       return;
     default:
@@ -804,10 +803,14 @@ Seconds Connection::State::tick_answers() {
 
 // Whatever there is to send, when nobody asks for it: the socket takes nothing.
 Seconds Connection::State::tick_socket() {
-  if (!nghttp2_session_want_write(session.get())) wrote.happens();
-  const Seconds ends = wrote.at(now) + limits.stall_timeout;
-  if (now >= ends) broken = true;
-  return nghttp2_session_want_write(session.get()) ? ends : never;
+  const bool sent = std::exchange(wrote, false);
+  if (!nghttp2_session_want_write(session.get())) {
+    unsent_since.reset();
+    return never;
+  }
+  if (sent || !unsent_since) unsent_since = now;
+  if (now >= *unsent_since + limits.stall_timeout) broken = true;
+  return *unsent_since + limits.stall_timeout;
 }
 
 bool Connection::State::finished() const {
@@ -842,7 +845,7 @@ void Connection::send(std::string& out, std::size_t most) {
     if (size <= 0) return;
     out.append(reinterpret_cast<const char*>(bytes), static_cast<std::size_t>(size));
     sent += static_cast<std::size_t>(size);
-    state.wrote.happens();
+    state.wrote = true;
   }
 }
 

@@ -1,0 +1,464 @@
+// What a client may do of a connection, how often and how long. Each limit has a test that fails
+// without it, and one in which nobody is harmed that keeps to it.
+#include <doctest/doctest.h>
+
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "abuse.h"
+#include "talking.h"
+
+using namespace lane;
+
+namespace {
+
+constexpr auto calm = NGHTTP2_ENHANCE_YOUR_CALM;
+
+Headers other_headers() {
+  return with(infer_headers(), ":path", "/inference.GRPCInferenceService/ModelStreamInfer");
+}
+
+// A frame as RFC 9113 4.1 has it.
+std::string frame(std::uint8_t type, std::uint8_t flags, std::uint32_t stream,
+                  const std::string& payload = {}) {
+  std::string out;
+  for (int shift = 16; shift >= 0; shift -= 8) {
+    out.push_back(static_cast<char>(payload.size() >> shift));
+  }
+  out.push_back(static_cast<char>(type));
+  out.push_back(static_cast<char>(flags));
+  for (int shift = 24; shift >= 0; shift -= 8) out.push_back(static_cast<char>(stream >> shift));
+  return out + payload;
+}
+
+std::string repeated(const std::string& text, int times) {
+  std::string out;
+  for (int i = 0; i < times; ++i) out += text;
+  return out;
+}
+
+// What the connection still says, and whether it is over then.
+bool ends_with(Talk& talk, std::uint32_t error, const std::string& why) {
+  talk.client.input(talk.heard());
+  REQUIRE(!talk.client.goaways.empty());
+  CHECK(talk.client.goaways.back().first == error);
+  CHECK(talk.client.goaways.back().second == why);
+  return talk.connection->finished();
+}
+
+}  // namespace
+
+TEST_CASE("A bucket allows its burst, then its rate") {
+  TokenBucket bucket(10, 3, 100);
+  for (int i = 0; i < 3; ++i) CHECK(bucket.take(100));
+  CHECK(!bucket.take(100));
+  CHECK(bucket.take(100.11));
+  CHECK(!bucket.take(100.11));
+  for (int i = 0; i < 3; ++i) CHECK(bucket.take(200));
+  CHECK(!bucket.take(200));
+}
+
+TEST_CASE("Pings that come too soon are strikes until something is answered") {
+  PingStrikes strikes(5, 2);
+  CHECK(strikes.ping(0));
+  CHECK(strikes.ping(1));
+  CHECK(strikes.ping(2));
+  strikes.answered();
+  CHECK(strikes.ping(3));
+  CHECK(strikes.ping(9));
+  CHECK(strikes.ping(10));
+  CHECK(strikes.ping(11));
+  CHECK(!strikes.ping(12));
+}
+
+TEST_CASE("Streams beyond the limit are refused") {
+  Limits limits;
+  limits.max_streams = 3;
+  Talk talk(limits);
+  talk.serving.executor->hold();
+  // Before it has heard of the limit, as a client that does not care.
+  std::vector<std::int32_t> ids;
+  for (int i = 0; i < 5; ++i) ids.push_back(talk.client.infer(times_request({1.0f})));
+  talk.tell(talk.client.output());
+  CHECK(talk.serving.service->in_flight() == 3);
+  talk.exchange();
+  CHECK(talk.got(ids[3]).reset == NGHTTP2_REFUSED_STREAM);
+  CHECK(talk.got(ids[4]).reset == NGHTTP2_REFUSED_STREAM);
+  talk.serving.executor->release();
+  talk.answer(3);
+  CHECK(talk.got(ids[0]).ended);
+}
+
+TEST_CASE("Who does not begin to talk HTTP/2 in time is gone") {
+  Talk talk;
+  talk.heard();
+  talk.pass(19.9);
+  CHECK(!talk.connection->finished());
+  talk.pass(0.2);
+  CHECK(talk.connection->finished());
+}
+
+TEST_CASE("Who does not talk HTTP/2 at all is gone at once") {
+  Talk talk;
+  CHECK(!talk.tell("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"));
+  CHECK(talk.connection->finished());
+}
+
+TEST_CASE("A silent peer is asked whether it lives, and gone if it does not say so") {
+  Talk talk;
+  talk.exchange();
+  talk.pass(59);
+  talk.exchange();
+  CHECK(talk.client.pings == 0);
+  talk.pass(2);
+  talk.heard();  // the ping is lost
+  talk.pass(18);
+  CHECK(!talk.connection->finished());
+  talk.pass(3);
+  CHECK(talk.connection->finished());
+}
+
+TEST_CASE("A silent peer that lives stays") {
+  Talk talk;
+  talk.exchange();
+  for (int i = 1; i <= 5; ++i) {
+    talk.pass(61);
+    talk.exchange();
+    CHECK(talk.client.pings == i);
+  }
+  CHECK(!talk.connection->finished());
+}
+
+TEST_CASE("Too many pings end a connection, as gRPC has it") {
+  Talk talk;
+  talk.exchange();
+  for (int i = 0; i < 3; ++i) {
+    talk.client.ping();
+    CHECK(talk.exchange());
+    CHECK(talk.client.ping_answers == i + 1);
+  }
+  talk.client.ping();
+  CHECK(!talk.tell(talk.client.output()));
+  CHECK(ends_with(talk, calm, "too_many_pings"));
+}
+
+TEST_CASE("Pings between answers, and those that keep their distance, are welcome") {
+  Talk talk;
+  for (int i = 0; i < 20; ++i) {
+    const auto id = talk.client.infer(times_request({1.0f}));
+    talk.client.ping();
+    talk.exchange();
+    talk.answer();
+    CHECK(talk.got(id).ended);
+  }
+  for (int i = 0; i < 20; ++i) {
+    talk.pass(5.1);
+    talk.client.ping();
+    CHECK(talk.exchange());
+  }
+  CHECK(talk.client.goaways.empty());
+}
+
+TEST_CASE("A connection without calls ends after the idle time, and none with a call") {
+  Limits limits;
+  limits.idle_timeout = 100;
+  limits.keepalive_time = 0;
+  Talk talk(limits);
+  const auto id = talk.client.request(other_headers(), "");
+  talk.exchange();
+  for (int i = 0; i < 10; ++i) {
+    talk.pass(50);
+    talk.exchange();
+  }
+  CHECK(talk.client.goaways.empty());
+  talk.client.reset(id);
+  talk.exchange();
+  talk.pass(50);
+  talk.exchange();
+  CHECK(talk.client.goaways.empty());
+  talk.pass(51);
+  talk.exchange();
+  CHECK(talk.client.goaways.size() == 1);  // nghttp2's client reads no second one without a call
+  CHECK(talk.connection->finished());
+}
+
+TEST_CASE("A request that does not go on is reset, and one that does is not") {
+  Talk talk;
+  const auto slow = talk.client.request(infer_headers(), frame_prefix(100) + "a", false);
+  const auto stuck = talk.client.request(infer_headers(), frame_prefix(100) + "a", false);
+  talk.exchange();
+  for (int i = 0; i < 4; ++i) {
+    talk.pass(20);
+    talk.client.go_on(slow, "b", false);
+    talk.exchange();
+  }
+  CHECK(talk.got(stuck).reset == NGHTTP2_CANCEL);
+  CHECK(!talk.got(slow).reset);
+}
+
+TEST_CASE("A ModelInfer call that is passed on does not stall either, but streams may be silent") {
+  Talk talk;
+  const Headers compressed = with(infer_headers(), "grpc-encoding", "gzip");
+  const auto stuck = talk.client.request(compressed, "a", false);
+  const auto silent = talk.client.request(other_headers(), "a", false);
+  talk.exchange();
+  talk.pass(31);
+  talk.exchange();
+  CHECK(talk.got(stuck).reset == NGHTTP2_CANCEL);
+  CHECK(talk.log.calls.at(stuck).reset.has_value());
+  CHECK(!talk.got(silent).reset);
+}
+
+TEST_CASE("A request whose window is shut by us is not reset") {
+  Talk talk;
+  talk.log.takes = false;
+  const Headers compressed = with(infer_headers(), "grpc-encoding", "gzip");
+  const auto id = talk.client.request(compressed, std::string(std::size_t{2} << 20, 'x'));
+  talk.exchange();
+  talk.pass(50);
+  talk.exchange();
+  CHECK(!talk.got(id).reset);
+  CHECK(!talk.log.calls.at(id).ended);
+}
+
+TEST_CASE("A peer that opens no window for its answer is gone after a while") {
+  Http2Client::Options options;
+  options.window = 0;
+  Talk talk({}, options);
+  talk.client.infer(times_request({1.0f}));
+  talk.exchange();
+  talk.answer();
+  talk.pass(29);
+  talk.exchange();
+  CHECK(!talk.connection->finished());
+  talk.pass(2);
+  CHECK(talk.connection->finished());
+}
+
+TEST_CASE("A peer that opens its window bit by bit stays") {
+  Http2Client::Options options;
+  options.window = 10;
+  options.opens_windows = false;
+  Talk talk({}, options);
+  const auto id = talk.client.infer(times_request({1.0f, 2.0f}));
+  talk.exchange();
+  talk.answer();
+  for (int i = 0; i < 20 && !talk.got(id).ended; ++i) {
+    talk.pass(20);
+    nghttp2_session_consume(talk.client.get(), id, 10);
+    talk.exchange();
+  }
+  CHECK(talk.got(id).ended);
+}
+
+TEST_CASE("A peer whose socket takes nothing is gone after a while") {
+  Talk talk;
+  talk.exchange();
+  talk.client.infer(message_field(1, "times"));  // refused
+  talk.tell(talk.client.output());
+  talk.pass(29);
+  CHECK(!talk.connection->finished());
+  talk.pass(2);
+  CHECK(talk.connection->finished());
+}
+
+TEST_CASE("Calls that are begun and reset again and again end a connection") {
+  Limits limits;
+  limits.resets_burst = 50;
+  limits.resets_per_second = 10;
+  Talk talk(limits);
+  talk.serving.executor->hold();
+  talk.exchange();
+  int rounds = 0;
+  for (bool reads = true; reads && rounds < 100; ++rounds) {
+    const auto id = talk.client.infer(times_request({1.0f}));
+    std::string bytes = talk.client.output();
+    talk.client.reset(id);
+    reads = talk.tell(bytes + talk.client.output());
+  }
+  CHECK(rounds == 51);
+  CHECK(ends_with(talk, calm, "too_many_resets"));
+  CHECK(talk.serving.service->in_flight() == 0);
+  talk.serving.executor->release();
+}
+
+TEST_CASE("Calls that are reset now and then are welcome") {
+  Limits limits;
+  limits.resets_burst = 5;
+  limits.resets_per_second = 10;
+  Talk talk(limits);
+  for (int i = 0; i < 100; ++i) {
+    const auto id = talk.client.request(other_headers(), "");
+    talk.exchange();
+    talk.client.reset(id);
+    talk.pass(0.2);
+    CHECK(talk.exchange());
+  }
+}
+
+TEST_CASE("Calls that a client has us reset end a connection, too") {
+  Limits limits;
+  limits.resets_burst = 20;
+  Talk talk(limits);
+  talk.exchange();
+  int rounds = 0;
+  for (bool reads = true; reads && rounds < 50; ++rounds) {
+    const auto id = talk.client.request(other_headers(), "", false);
+    // A window of 2^31 - 1 and one more: a flow-control error of the stream (RFC 9113 6.9.1).
+    const std::string increment = std::string("\x7f\xff\xff\xff", 4);
+    reads = talk.tell(talk.client.output() +
+                      frame(NGHTTP2_WINDOW_UPDATE, 0, static_cast<std::uint32_t>(id), increment));
+    if (reads) talk.client.input(talk.heard());
+    if (talk.client.goaways.size() > 0) break;
+  }
+  CHECK(rounds == 20);
+  CHECK(talk.client.goaways.back().first == calm);
+  CHECK(talk.connection->finished());
+}
+
+TEST_CASE("CONTINUATION frames without end end a connection") {
+  Talk talk;
+  talk.exchange();
+  std::string flood = frame(NGHTTP2_HEADERS, 0, 1, "\x82");
+  flood += repeated(frame(NGHTTP2_CONTINUATION, 0, 1), 1000);
+  CHECK(!talk.tell(flood));
+  talk.heard();
+  CHECK(talk.connection->finished());
+}
+
+TEST_CASE("Empty DATA frames, and SETTINGS, without end end a connection") {
+  const std::string kinds[] = {frame(NGHTTP2_DATA, 0, 1), frame(NGHTTP2_SETTINGS, 0, 0)};
+  for (const std::string& kind : kinds) {
+    CAPTURE(static_cast<int>(kind[3]));
+    Talk talk;
+    talk.client.request(other_headers(), "", false);
+    talk.exchange();
+    std::string said;
+    int rounds = 0;
+    for (bool reads = true; reads && rounds < 30; ++rounds) {
+      reads = talk.tell(repeated(kind, 100));
+      said = talk.heard();
+    }
+    CHECK(rounds <= 11);
+    CHECK(said.find("empty_frames") != std::string::npos);
+    CHECK(talk.connection->finished());
+  }
+}
+
+TEST_CASE("A client that reads nothing cannot have acknowledgements pile up") {
+  Limits limits;
+  limits.max_ping_strikes = std::numeric_limits<int>::max();
+  Talk talk(limits);
+  talk.exchange();
+  bool reads = true;
+  int rounds = 0;
+  for (; reads && rounds < 30; ++rounds) {
+    reads = talk.tell(repeated(frame(NGHTTP2_PING, 0, 0, std::string(8, 'x')), 100));
+  }
+  CHECK(rounds <= 11);
+  CHECK(talk.connection->finished());
+}
+
+TEST_CASE("A connection says when more waits to be sent than it should read") {
+  Limits limits;
+  limits.max_streams = 20000;
+  Talk talk(limits);
+  talk.exchange();
+  for (int i = 0; i < 9000; ++i) talk.client.infer(message_field(1, "times"));  // refused
+  talk.tell(talk.client.output());
+  CHECK(talk.connection->congested());
+  talk.heard();
+  CHECK(!talk.connection->congested());
+}
+
+TEST_CASE("A connection that drains lets calls in flight, and on their way, finish") {
+  Talk talk;
+  const auto first = talk.client.infer(times_request({1.0f}));
+  talk.exchange();
+  talk.connection->drain();
+  talk.connection->drain();
+  const std::string notice = talk.heard();
+  const auto crossing = talk.client.infer(times_request({2.0f}));  // the client knows nothing yet
+  talk.tell(talk.client.output());
+  talk.client.input(notice);
+  CHECK(talk.client.last_streams == std::vector<std::int32_t>{std::numeric_limits<std::int32_t>::max()});
+  talk.exchange();  // its answer to our ping comes
+  CHECK(talk.client.last_streams.back() == crossing);
+  CHECK(!talk.connection->finished());
+  talk.answer(2);
+  CHECK(talk.got(first).ended);
+  CHECK(talk.got(crossing).ended);
+  CHECK(talk.connection->finished());
+}
+
+TEST_CASE("A connection that drains waits a second at most for the client's answer") {
+  Http2Client::Options options;
+  options.answers_pings = false;
+  Talk talk({}, options);
+  const auto id = talk.client.request(other_headers(), "", false);
+  talk.exchange();
+  talk.connection->drain();
+  talk.exchange();
+  CHECK(talk.client.last_streams.size() == 1);
+  talk.pass(1.1);
+  talk.exchange();
+  CHECK(talk.client.last_streams.size() == 2);
+  CHECK(talk.client.last_streams.back() == id);
+  CHECK(!talk.connection->finished());
+  talk.client.reset(id);
+  talk.exchange();
+  CHECK(talk.connection->finished());
+}
+
+TEST_CASE("An old connection is asked to end, and after the grace it does") {
+  Limits limits;
+  limits.max_age = 100;
+  limits.max_age_grace = 10;
+  limits.keepalive_time = 0;
+  Talk talk(limits);
+  talk.client.request(other_headers(), "", false);
+  talk.exchange();
+  talk.pass(89);
+  talk.exchange();
+  CHECK(talk.client.goaways.empty());
+  talk.pass(22);
+  talk.exchange();
+  CHECK(talk.client.goaways.size() == 2);
+  talk.pass(10);
+  CHECK(ends_with(talk, NGHTTP2_NO_ERROR, "max_age"));
+}
+
+TEST_CASE("Connections that begin together do not end together") {
+  Limits limits;
+  limits.max_age = 100;
+  Serving serving;
+  std::vector<Seconds> ages;
+  for (std::uint64_t id = 0; id < 200; ++id) {
+    Connection connection(id, {"ipv4:1.2.3.4:5", ""}, limits, *serving.service, nullptr, 1000);
+    const std::string hello = Http2Client().output();
+    connection.receive(reinterpret_cast<const std::uint8_t*>(hello.data()), hello.size(), 1000);
+    std::string out;
+    connection.send(out, 1 << 20);
+    Seconds age = 0;
+    for (std::string more; more.empty() && age < 200; connection.send(more, 1 << 20)) {
+      age += 0.5;
+      connection.receive(nullptr, 0, 1000 + age);  // it is heard of
+      connection.tick(1000 + age);
+    }
+    ages.push_back(age);
+  }
+  const auto [least, most] = std::minmax_element(ages.begin(), ages.end());
+  CHECK(*least >= 90);
+  CHECK(*least < 92);
+  CHECK(*most <= 110.5);
+  CHECK(*most > 108);
+}
+
+TEST_CASE("A connection that has nothing due is left alone") {
+  Limits limits;
+  limits.keepalive_time = 0;
+  Talk talk(limits);
+  talk.exchange();
+  CHECK(talk.connection->tick(talk.now) == std::numeric_limits<Seconds>::infinity());
+}
