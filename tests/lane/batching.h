@@ -20,7 +20,8 @@
 
 namespace lane {
 
-constexpr Seconds kPatience = 20;  // for what should happen at once; a test that passes never takes it
+// For what should happen at once: a test that passes never takes it.
+constexpr Seconds kPatience = 20;
 
 using Values = std::vector<double>;
 
@@ -46,24 +47,30 @@ class Semaphore {
   int count_ = 0;
 };
 
-// Open or shut; who comes waits while it is shut.
+// Open or shut. Who waits goes on if it has opened since his ticket, were it only for a moment.
 class Gate {
  public:
   void set(bool open) {
     const std::lock_guard<std::mutex> guard(lock_);
     open_ = open;
+    opened_ += open;
     changed_.notify_all();
   }
-  bool pass() {
+  int ticket() {
+    const std::lock_guard<std::mutex> guard(lock_);
+    return opened_;
+  }
+  bool pass(int ticket) {
     std::unique_lock<std::mutex> guard(lock_);
     const std::chrono::duration<double> most(kPatience);
-    return changed_.wait_for(guard, most, [&] { return open_; });
+    return changed_.wait_for(guard, most, [&] { return open_ || opened_ != ticket; });
   }
 
  private:
   std::mutex lock_;
   std::condition_variable changed_;
   bool open_ = true;
+  int opened_ = 0;
 };
 
 // Rows of `width` doubles.
@@ -109,8 +116,9 @@ class Doubler : public Executor {
       batches_.push_back(given);
       most_at_once_ = std::max(most_at_once_, ++running_);
     }
+    const int ticket = gate_.ticket();
     entered.release();
-    const bool told = gate_.pass();
+    const bool told = gate_.pass(ticket);
     const std::lock_guard<std::mutex> guard(lock_);
     --running_;
     if (!told) throw RunFailed("nobody released the model");

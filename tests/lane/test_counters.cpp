@@ -124,10 +124,11 @@ TEST_CASE("answers count their messages' sizes; waiting is set and busy is added
   CHECK(counted.busy == Doubles{1});
 }
 
-TEST_CASE("predictions count by label, by calibrated confidence and by ink, each where there is one") {
+TEST_CASE("predictions count by label, calibrated confidence and ink, each where there is one") {
   Counted counted;
   ModelCounters counters(counted.series());
-  const Fact facts[] = {{0, 9, 0.5, 3}, {1, 9, kNaN, 0.5}, {1, 9, 2, kNaN}, {2, 9, 5, 5}, {-1, 9, 1, 1}};
+  const Fact facts[] = {
+      {0, 9, 0.5, 3}, {1, 9, kNaN, 0.5}, {1, 9, 2, kNaN}, {2, 9, 5, 5}, {-1, 9, 1, 1}};
   counters.predicted(facts, 5);
   CHECK(counted.zero == Doubles{1});
   CHECK(counted.one == Doubles{2});

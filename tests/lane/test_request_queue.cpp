@@ -36,7 +36,8 @@ std::size_t first_batch(const std::vector<RequestPtr>& waiting, std::int64_t max
 
 TEST_CASE("a batch is the first and those after it that fit, lower numbers and callers first") {
   RequestQueue queue(2);
-  const auto own = request_of(1), late = request_of(1, 1, 1), big = request_of(3), one = request_of(1);
+  const auto own = request_of(1), late = request_of(1, 1, 1);
+  const auto big = request_of(3), one = request_of(1);
   own->background = true;
   for (const auto& request : {own, late, big, one}) queue.append(request);
   CHECK(queue.callers() == 3);
