@@ -1,4 +1,4 @@
-"""Messages for the tests and the fuzzer of the lane's codec, and what the Python server makes of them.
+"""Messages for testing and fuzzing the lane's codec, and what the Python server says to them.
 
 `python -m tests.lane.make_corpus` writes, beside itself:
 

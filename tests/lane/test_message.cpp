@@ -1,5 +1,5 @@
-// What python-protobuf wrote is read, whatever is malformed or not for the lane is left, and answers
-// are the bytes that the Python server sends.
+// What python-protobuf wrote is read, what is malformed or not for the lane is left, and answers are
+// the bytes that the Python server sends.
 #include <doctest/doctest.h>
 
 #include <limits>
@@ -138,7 +138,8 @@ TEST_CASE("a request that was used before keeps nothing of the message before") 
 
 TEST_CASE("of a scalar that is given twice the last counts, in any order of fields") {
   const std::string input = field(5, field(1, "a") + number(3, 2) + field(1, "b"));
-  const Parsed request(field(7, "abc") + field(1, "one") + input + field(3, "id") + field(1, "two"));
+  const Parsed request(field(7, "abc") + field(1, "one") + input + field(3, "id") +
+                       field(1, "two"));
   CHECK(request->model_name == "two");
   CHECK(request->id == "id");
   CHECK(request->inputs[0].name == "b");
@@ -197,8 +198,9 @@ TEST_CASE("text that is no UTF-8 is left to Python, wherever it is") {
 }
 
 TEST_CASE("UTF-8 is what RFC 3629 says") {
-  for (const char* text : {"", "text", "gr\xc3\xb6\xc3\x9f" "e und mehr", "\xe2\x82\xac",
-                           "\xf0\x9f\x98\x80", "\xf4\x8f\xbf\xbf", "\xed\x9f\xbf", "\xee\x80\x80"}) {
+  for (const char* text :
+       {"", "text", "gr\xc3\xb6\xc3\x9f" "e und mehr", "\xe2\x82\xac", "\xf0\x9f\x98\x80",
+        "\xf4\x8f\xbf\xbf", "\xed\x9f\xbf", "\xee\x80\x80"}) {
     CHECK_MESSAGE(valid_utf8(text), text);
   }
   for (const char* text : {"\x80", "\xc0\x80", "\xc1\xbf", "\xe0\x9f\xbf", "\xed\xa0\x80",
@@ -215,7 +217,7 @@ TEST_CASE("what only Python takes is left to it") {
   }
   CHECK_FALSE(parses(field(4, field(1, "a") + number(9, 1))));  // an entry with an unknown field
   CHECK_FALSE(parses(parameter("priority", "")));
-  CHECK_FALSE(parses(parameter("priority", number(2, 1) + number(1, 1))));  // bool_param is the last
+  CHECK_FALSE(parses(parameter("priority", number(2, 1) + number(1, 1))));  // a bool, at last
 }
 
 TEST_CASE("more tensors or dimensions than any model has are left to Python") {

@@ -106,7 +106,8 @@ TEST_CASE("beyond 64 layouts that are in use a request is passed on, and unused 
   const std::string contents(1024, '\0');
   const auto check = [&](std::int64_t columns) {
     asked.request.inputs[0].shape = {2, columns};
-    asked.request.raw[0] = std::string_view(contents).substr(0, static_cast<std::size_t>(columns) * 8);
+    const std::size_t bytes = 2 * 4 * static_cast<std::size_t>(columns);
+    asked.request.raw[0] = std::string_view(contents).substr(0, bytes);
     return checker.check(asked.request);
   };
   std::vector<LayoutPtr> used;

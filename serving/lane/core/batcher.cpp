@@ -1,5 +1,5 @@
 // Batcher: the queue's lock, the threads that run batches, and who completes what. The clauses are
-// those of serving/batcher.py and serving/batch.py, under the same names where there is one.
+// those of serving/batcher.py, under the same names where there is one.
 #include "batcher.h"
 
 #include <pthread.h>
@@ -11,6 +11,8 @@
 #include <iterator>
 #include <limits>
 #include <utility>
+
+#include "batch.h"
 
 namespace lane {
 namespace {
@@ -39,53 +41,9 @@ Refusal model_failed(std::exception_ptr cause) {
   return refusal;
 }
 
-// Rows of the smallest bucket that holds so many; as many where none does.
-std::int64_t padded(std::int64_t rows, const std::vector<std::int64_t>& buckets) {
-  const auto bucket = std::lower_bound(buckets.begin(), buckets.end(), rows);
-  return bucket == buckets.end() ? rows : *bucket;
-}
-
-std::int64_t rows_of(const std::vector<RequestPtr>& requests) {
-  std::int64_t rows = 0;
-  for (const auto& request : requests) rows += request->rows;
-  return rows;
-}
-
-// The inputs of all, one below the other, then zeros up to `rows`.
-std::shared_ptr<const Batch> stack(const std::vector<RequestPtr>& requests, std::int64_t rows) {
-  auto batch = std::make_shared<Batch>();
-  batch->layout = requests.front()->layout;
-  batch->rows = rows;
-  for (std::size_t index = 0; index < batch->layout->inputs.size(); ++index) {
-    const std::size_t row_bytes = batch->layout->inputs[index].bytes;
-    const std::size_t bytes = static_cast<std::size_t>(rows) * row_bytes;
-    auto& stacked = batch->inputs.emplace_back();
-    stacked.reserve(bytes);  // and inserted: what is overwritten anyway need not be zeros first
-    for (const auto& request : requests) {
-      const std::byte* from = request->inputs.at(index);
-      stacked.insert(stacked.end(), from, from + static_cast<std::size_t>(request->rows) * row_bytes);
-    }
-    stacked.resize(bytes);
-  }
-  return batch;
-}
-
-// As Python writes a tuple.
-std::string shape_text(const std::vector<std::int64_t>& shape) {
-  std::string text = "(";
-  for (std::size_t index = 0; index < shape.size(); ++index) {
-    text += (index ? ", " : "") + std::to_string(shape[index]);
-  }
-  return text + (shape.size() == 1 ? ",)" : ")");
-}
-
-// Throws RunFailed unless there are as many rows as went in.
-void check_rows(const Outputs& outputs, std::int64_t rows) {
-  for (const auto& tensor : outputs.tensors) {
-    if (tensor.has_rows(rows)) continue;
-    throw RunFailed("output '" + tensor.name + "' has shape " + shape_text(tensor.shape) +
-                    ", expected " + std::to_string(rows) + " rows");
-  }
+BatcherOptions sorted(BatcherOptions options) {
+  std::sort(options.buckets.begin(), options.buckets.end());
+  return options;
 }
 
 // Counts a run as busy while it lasts, however it ends.
@@ -112,18 +70,15 @@ void name_thread(const std::string& name, int number) {
 // What went through one run, and what came of it: outputs for all, or a refusal.
 struct Batcher::Ran {
   std::vector<RequestPtr> requests;
-  std::shared_ptr<const Outputs> outputs;  // null for a refusal
+  BatchRun run;  // without outputs for a refusal
   Refusal refusal;
-  Seconds started = 0;
-  Seconds done = 0;
-  Stages stages;
 
-  Seconds waited(const Request& request) const { return started - request.arrived; }
-  Seconds took(const Request& request) const { return done - request.arrived; }
+  Seconds waited(const Request& request) const { return run.started - request.arrived; }
+  Seconds took(const Request& request) const { return run.done - request.arrived; }
 
   Outcome outcome(const Request& request, std::int64_t first) const {
-    if (!outputs) return refusal;
-    return Answer{outputs, first, request.rows, waited(request), took(request), stages};
+    if (!run.outputs) return refusal;
+    return Answer{run.outputs, first, request.rows, waited(request), took(request), run.stages};
   }
 
   void tell(const Request& request, Execution& execution) const {
@@ -175,8 +130,6 @@ struct Batcher::State {
   std::vector<Ran> execute(std::vector<RequestPtr> requests);
   std::vector<Ran> execute_again(std::vector<RequestPtr> requests, const std::string& why);
   std::exception_ptr try_run(Ran& ran);
-  void run(Ran& ran);
-  Outputs run_busy(std::shared_ptr<const Batch> batch);
   void hand_out(const Ran& ran);
   void refuse(const std::vector<RequestPtr>& requests, const Refusal& refusal);
 
@@ -290,7 +243,7 @@ bool Batcher::State::has_work() const {
   return !expired.empty() || (queue.count() && free_instances);
 }
 
-// When a batch may be taken: -infinity for now, infinity while nothing waits or no instance is free.
+// When a batch may be taken: -infinity for now, infinity while none waits or no instance is free.
 Seconds Batcher::State::closes_at() const {
   if (!queue.count() || !free_instances) return kNever;
   if (options.max_queue_delay <= 0 || closed) return -kNever;
@@ -381,8 +334,8 @@ Seconds Batcher::State::look(Turn& turn) {
   return -kNever;
 }
 
-// What came of each request. Those of a batch that failed run again one by one, so that nobody fails
-// for what another sent.
+// What came of each request. Those of a batch that failed run again one by one, so that nobody
+// fails for what another sent.
 std::vector<Batcher::Ran> Batcher::State::execute(std::vector<RequestPtr> requests) {
   std::vector<Ran> runs(1);
   runs[0].requests = std::move(requests);
@@ -419,32 +372,14 @@ std::vector<Batcher::Ran> Batcher::State::execute_again(std::vector<RequestPtr> 
 
 // What the run threw; nothing where it gave an answer.
 std::exception_ptr Batcher::State::try_run(Ran& ran) {
+  const Busy busy(*observer);
   try {
-    run(ran);
-    return nullptr;
+    ran.run = run_batch(*executor, ran.requests, options.buckets);
   } catch (...) {  // whatever it is: the thread must live
     return std::current_exception();
   }
-}
-
-void Batcher::State::run(Ran& ran) {
-  ran.started = now();
-  const std::int64_t rows = rows_of(ran.requests);
-  const std::int64_t size = padded(rows, options.buckets);
-  auto batch = stack(ran.requests, size);
-  const Seconds stacked = now();
-  auto outputs = std::make_shared<const Outputs>(run_busy(std::move(batch)));
-  const Seconds answered = now();
-  check_rows(*outputs, size);
-  ran.done = now();
-  ran.stages = {rows, stacked - ran.started, answered - stacked, ran.done - answered};
-  ran.outputs = std::move(outputs);
-  seconds_per_request = ran.stages.seconds() / static_cast<double>(ran.requests.size());
-}
-
-Outputs Batcher::State::run_busy(std::shared_ptr<const Batch> batch) {
-  const Busy busy(*observer);
-  return executor->run(std::move(batch));
+  seconds_per_request = ran.run.stages.seconds() / static_cast<double>(ran.requests.size());
+  return nullptr;
 }
 
 // Gives each request of a run its outcome, unless it was cancelled meanwhile.
@@ -452,7 +387,7 @@ void Batcher::State::hand_out(const Ran& ran) {
   std::vector<std::pair<Request*, std::int64_t>> claimed;  // and its first row
   claimed.reserve(ran.requests.size());
   Execution execution;
-  execution.stages = ran.stages;
+  execution.stages = ran.run.stages;
   std::int64_t first = 0;
   for (const auto& request : ran.requests) {
     if (!request->background) execution.rows += request->rows;
@@ -462,7 +397,7 @@ void Batcher::State::hand_out(const Ran& ran) {
     }
     first += request->rows;
   }
-  if (ran.outputs && !execution.request_rows.empty()) observer->ran(execution);
+  if (ran.run.outputs && !execution.request_rows.empty()) observer->ran(execution);
   for (const auto& [request, row] : claimed) request->complete(ran.outcome(*request, row));
   observer->handed_out();
 }
@@ -478,7 +413,7 @@ void Batcher::State::refuse(const std::vector<RequestPtr>& requests, const Refus
 
 Batcher::Batcher(std::shared_ptr<Executor> executor, BatcherOptions options,
                  std::shared_ptr<BatchObserver> observer)
-    : options_(std::move(options)),
+    : options_(sorted(std::move(options))),
       state_(std::make_shared<State>(std::move(executor), options_, std::move(observer))) {
   try {
     start();

@@ -28,7 +28,7 @@ struct BatcherOptions {
   Seconds max_queue_delay = 0;
   std::size_t max_queue_size = 256;
   int instance_count = 1;
-  std::vector<std::int64_t> buckets;  // ascending
+  std::vector<std::int64_t> buckets;
   int priority_levels = 1;
 };
 

@@ -221,6 +221,7 @@ Connection::State::~State() {
   for (const auto& stream : streams) {
     if (stream->id != 0) leave(*stream, NGHTTP2_CANCEL);
   }
+  up.reset();  // before what it may tell
 }
 
 namespace {
@@ -290,14 +291,14 @@ Stream* Connection::State::find(std::int32_t id) const {
 
 // Tells whoever works for the stream that nobody waits any more.
 void Connection::State::leave(Stream& stream, std::uint32_t error) {
-  if (stream.role == Stream::Role::taken) service.cancel(std::exchange(stream.call, nullptr));
-  const bool over = stream.upstream_done && stream.request_ended;
-  if (stream.role == Stream::Role::passed && !over && !up_lost) up->reset(stream.id, error);
+  const Stream::Role role = std::exchange(stream.role, Stream::Role::answered);
+  if (role == Stream::Role::taken) service.cancel(std::exchange(stream.call, nullptr));
+  const bool over = stream.upstream_done && stream.request_ended && stream.out.size() == 0;
+  if (role == Stream::Role::passed && !over) up->reset(stream.id, error);
   if (std::exchange(stream.counted, false)) service.passed_on(-1);
 }
 
 void Connection::State::release(Stream& stream) {
-  stream.role = Stream::Role::answered;
   forget_body(stream);
   // The windows of bytes that the upstream still has: the stream's own is gone with it.
   if (stream.unconsumed > 0) nghttp2_session_consume_connection(session.get(), stream.unconsumed);

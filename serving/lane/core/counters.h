@@ -34,6 +34,9 @@ struct Histogram {
   const std::vector<double>* bounds = nullptr;
 
   void observe(double value) const;
+  // Its two halves, for who adds several values up first.
+  void count(double value) const;
+  void add(double sum) const;
 };
 
 // The series of one version; serving/model_metrics.py and serving/prediction_counts.py have the same
@@ -45,7 +48,8 @@ struct ModelSeries {
   Slots pending, busy, kept, last_inference;
   // Slots of (requests by code, rejected by reason).
   std::function<std::pair<Slots, Slots>(Code, Reason)> refusal;
-  // Slots of the batches of so many rows: asked once each.
+  // Slots of the batches of so many rows. Both are asked when something is new, from any thread, by
+  // a thread that holds no lock.
   std::function<Slots(std::int64_t rows)> batches;
   // By label, where there are few; then for drift.
   std::vector<Slots> predictions;
@@ -67,8 +71,15 @@ class ModelCounters {
   void failed(const Refusal& refusal, Seconds seconds, std::int64_t request_bytes);
 
  private:
+  void ran(const Execution& execution, const Slots& batch);
+  void count_label(std::int64_t label);
+  Slots batch_slots(std::int64_t rows);
+  std::pair<Slots, Slots> refusal_slots(const Refusal& refusal);
+  template <typename Key, typename Value, typename Ask>
+  Value known(std::map<Key, Value>& values, const Key& key, const Ask& ask);
+
   std::mutex lock_;
-  ModelSeries series_;
+  const ModelSeries series_;
   std::map<std::int64_t, Slots> batches_;
   std::map<std::pair<Code, Reason>, std::pair<Slots, Slots>> refusals_;
 };

@@ -66,12 +66,13 @@ struct Response {
     sink.text(bytes_tag(3), id);
     if (!prediction_ids.empty()) put_prediction_ids(sink);
     for (const int output : outputs) {
+      const Tensor& whole = *tensor(output);
       Sizer described;
-      put_described(described, output);
+      put_described(described, output, whole.shape);
       sink.begin(bytes_tag(5), described.size());
-      put_described(sink, output);
+      put_described(sink, output, whole.shape);
     }
-    for (const int output : outputs) sink.bytes(bytes_tag(6), contents(output));
+    for (const int output : outputs) sink.bytes(bytes_tag(6), contents(*tensor(output)));
   }
 
   // The entry of the map of parameters: its key, and an InferParameter with string_param.
@@ -91,28 +92,26 @@ struct Response {
 
   // An InferOutputTensor without contents.
   template <typename Sink>
-  void put_described(Sink& sink, int output) const {
+  void put_described(Sink& sink, int output, const std::vector<std::int64_t>& shape) const {
     const TensorSpec& spec = signature.outputs[static_cast<std::size_t>(output)];
     sink.text(bytes_tag(1), spec.name);
     sink.text(bytes_tag(2), spec.datatype);
     Sizer sizes;
-    put_sizes(sizes, output);
+    put_sizes(sizes, shape);
     sink.begin(bytes_tag(3), sizes.size());
-    put_sizes(sink, output);
+    put_sizes(sink, shape);
   }
 
   // Packed; the first dimension is the request's own rows.
   template <typename Sink>
-  void put_sizes(Sink& sink, int output) const {
-    const auto& shape = tensor(output)->shape;
+  void put_sizes(Sink& sink, const std::vector<std::int64_t>& shape) const {
     sink.varint(static_cast<std::uint64_t>(answer.rows));
     for (std::size_t index = 1; index < shape.size(); ++index) {
       sink.varint(static_cast<std::uint64_t>(shape[index]));
     }
   }
 
-  std::string_view contents(int output) const {
-    const Tensor& whole = *tensor(output);
+  std::string_view contents(const Tensor& whole) const {
     const std::size_t row = whole.row_bytes();
     const auto* data = reinterpret_cast<const char*>(whole.data.data());
     return std::string_view(data, whole.data.size())

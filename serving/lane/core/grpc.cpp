@@ -40,15 +40,15 @@ void append_exactly(std::string& out, double value) {
   if (error == std::errc()) out.append(buffer.data(), end);
 }
 
-// f"{seconds * 1e3:.3f}", as whole thousandths wherever these cannot have been rounded wrongly.
+// f"{seconds * 1e3:.3f}", by whole thousandths wherever these cannot have been rounded wrongly.
 void append_milliseconds(std::string& out, Seconds seconds) {
   const double value = seconds * 1e3;
+  if (!(value > 0 && value < 1e6)) return append_exactly(out, value);
   const double thousandths = value * 1e3;
-  const double rest = thousandths - std::floor(thousandths);
-  if (!(value >= 0 && value < 1e6) || std::signbit(value) || std::abs(rest - 0.5) < 1e-6) {
-    return append_exactly(out, value);
-  }
-  const auto whole = static_cast<std::uint64_t>(thousandths + 0.5);
+  auto whole = static_cast<std::uint64_t>(thousandths);
+  const double rest = thousandths - static_cast<double>(whole);
+  if (std::abs(rest - 0.5) < 1e-6) return append_exactly(out, value);
+  if (rest > 0.5) ++whole;
   std::array<char, 24> buffer;
   const auto end = std::to_chars(buffer.data(), buffer.data() + buffer.size(), whole / 1000).ptr;
   out.append(buffer.data(), end);

@@ -11,8 +11,8 @@
 namespace lane {
 namespace {
 
-// What a message may hold before it is left to grpcio: no model comes near, and what is kept for the
-// next message stays small.
+// What a message may hold before it is left to grpcio: no model comes near, and what is kept for
+// the next message stays small.
 constexpr std::size_t kMostEntries = 256;   // inputs, outputs, raw contents
 constexpr std::size_t kMostDimensions = 64;  // as NumPy has it
 
@@ -58,7 +58,7 @@ bool parse_parameter(std::string_view message, Parameter& parameter) {
   return true;
 }
 
-// serving/parameters.py; false where it is no whole number from 0, which may still be text of digits.
+// serving/parameters.py; false where it is no whole number from 0, but perhaps text of digits.
 bool whole(const Parameter& parameter, std::uint64_t& value) {
   value = parameter.bits;
   if (parameter.kind == Parameter::Kind::uint64) return true;

@@ -13,20 +13,20 @@
 namespace lane {
 namespace {
 
-constexpr std::uint64_t format = 1;
-constexpr std::size_t block_bytes = 64;   // of SHA-256
-constexpr std::size_t digest_bytes = 32;
-constexpr std::size_t mac_bytes = 16;
-constexpr std::uint16_t steps = 65534;
-constexpr std::uint16_t unknown = 65535;
-constexpr char alphabet[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+constexpr std::uint64_t kFormat = 1;
+constexpr std::size_t kBlockBytes = 64;   // of SHA-256
+constexpr std::size_t kDigestBytes = 32;
+constexpr std::size_t kMacBytes = 16;
+constexpr std::uint16_t kSteps = 65534;
+constexpr std::uint16_t kUnknown = 65535;
+constexpr char kAlphabet[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 
 struct FreeContext {
   void operator()(EVP_MD_CTX* context) const { EVP_MD_CTX_free(context); }
 };
 
 using Context = std::unique_ptr<EVP_MD_CTX, FreeContext>;
-using Digest = std::array<unsigned char, digest_bytes>;
+using Digest = std::array<unsigned char, kDigestBytes>;
 
 // OpenSSL fails here only without memory or without SHA-256.
 void must(bool done) {
@@ -41,7 +41,7 @@ Context make_context() {
 
 // A context that has taken the key in, XORed with the pad.
 Context keyed_context(const EVP_MD* sha256, std::string key, unsigned char pad) {
-  key.resize(block_bytes, '\0');
+  key.resize(kBlockBytes, '\0');
   for (char& byte : key) byte = static_cast<char>(static_cast<unsigned char>(byte) ^ pad);
   Context context = make_context();
   must(EVP_DigestInit_ex(context.get(), sha256, nullptr) == 1 &&
@@ -51,7 +51,7 @@ Context keyed_context(const EVP_MD* sha256, std::string key, unsigned char pad) 
 
 // RFC 2104: a longer key is its hash.
 std::string short_key(const EVP_MD* sha256, const std::string& key) {
-  if (key.size() <= block_bytes) return key;
+  if (key.size() <= kBlockBytes) return key;
   Digest digest;
   must(EVP_Digest(key.data(), key.size(), digest.data(), nullptr, sha256, nullptr) == 1);
   return std::string(digest.begin(), digest.end());
@@ -74,11 +74,11 @@ void append_big_endian(std::string& out, std::uint64_t value, int bytes) {
 
 // A NaN is neither above 0 nor below.
 std::uint16_t steps_of(double confidence) {
-  if (confidence >= 1.0) return steps;
+  if (confidence >= 1.0) return kSteps;
   if (confidence >= 0.0) {
-    return std::min(steps, static_cast<std::uint16_t>(confidence * steps + 0.5));
+    return std::min(kSteps, static_cast<std::uint16_t>(confidence * kSteps + 0.5));
   }
-  return confidence < 0.0 ? 0 : unknown;
+  return confidence < 0.0 ? 0 : kUnknown;
 }
 
 // Base64url without padding.
@@ -87,9 +87,9 @@ void append_base64(std::string& out, const std::string& raw) {
   int held = 0;  // bits that are not written yet
   for (const char byte : raw) {
     bits = bits << 8 | static_cast<unsigned char>(byte);
-    for (held += 8; held >= 6; held -= 6) out.push_back(alphabet[bits >> (held - 6) & 63]);
+    for (held += 8; held >= 6; held -= 6) out.push_back(kAlphabet[bits >> (held - 6) & 63]);
   }
-  if (held > 0) out.push_back(alphabet[bits << (6 - held) & 63]);
+  if (held > 0) out.push_back(kAlphabet[bits << (6 - held) & 63]);
 }
 
 std::uint64_t milliseconds_since_1970() {
@@ -118,14 +118,14 @@ struct Signer::Keyed {
   void sign(std::string& content, EVP_MD_CTX* scratch) const {
     const Digest hash = continued(scratch, inner.get(), content.data(), content.size());
     const Digest mac = continued(scratch, outer.get(), hash.data(), hash.size());
-    content.append(mac.begin(), mac.begin() + mac_bytes);
+    content.append(mac.begin(), mac.begin() + kMacBytes);
   }
 
   // Appends one id; `raw` is emptied, and there to save allocations.
   void append(std::string& out, std::string& raw, const IdFields& fields, std::string_view origin,
               EVP_MD_CTX* scratch) const {
     raw.clear();
-    append_big_endian(raw, format << 56 | fields.milliseconds, 8);
+    append_big_endian(raw, kFormat << 56 | fields.milliseconds, 8);
     append_big_endian(raw, fields.number, 8);
     append_big_endian(raw, fields.label, 4);
     append_big_endian(raw, steps_of(fields.confidence), 2);

@@ -17,9 +17,9 @@
 namespace lane {
 namespace {
 
-constexpr double none = std::numeric_limits<double>::quiet_NaN();
+constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
 // How far a row of probabilities may be from adding up to 1, at fp16.
-constexpr float rounding = 5e-3F;
+constexpr float kRounding = 5e-3F;
 
 template <typename Value>
 Value element(const Tensor& tensor, std::size_t index) {
@@ -34,7 +34,7 @@ double from_half(std::uint16_t half) {
   const int mantissa = half & 1023;
   double size = std::ldexp(mantissa, -24);
   if (exponent == 31) {
-    size = mantissa ? none : std::numeric_limits<double>::infinity();
+    size = mantissa ? kNone : std::numeric_limits<double>::infinity();
   } else if (exponent > 0) {
     size = std::ldexp(1024 + mantissa, exponent - 25);
   }
@@ -133,7 +133,7 @@ float sum_of(const float* values, std::size_t count) {
 // Whether they are shares of one.
 bool proper(const std::vector<float>& scores) {
   // A NaN or an infinity among them is in the sum, too.
-  return std::abs(sum_of(scores.data(), scores.size()) - 1.0F) < rounding &&
+  return std::abs(sum_of(scores.data(), scores.size()) - 1.0F) < kRounding &&
          *std::min_element(scores.begin(), scores.end()) >= 0;
 }
 
@@ -175,8 +175,8 @@ void set_confidences(const Tensor& tensor, double temperature, std::vector<Fact>
   }
 }
 
-constexpr std::uint64_t even_bytes = 0x00ff00ff00ff00ff;
-constexpr std::uint64_t even_pairs = 0x0000ffff0000ffff;
+constexpr std::uint64_t kEvenBytes = 0x00ff00ff00ff00ff;
+constexpr std::uint64_t kEvenPairs = 0x0000ffff0000ffff;
 
 // The sum of up to 128 times eight bytes, in four sums of 16 bits side by side, which are full then.
 std::uint64_t sum_of_words(const std::byte* bytes, std::size_t words) {
@@ -184,9 +184,9 @@ std::uint64_t sum_of_words(const std::byte* bytes, std::size_t words) {
   for (std::size_t i = 0; i < words; ++i) {
     std::uint64_t word;
     std::memcpy(&word, bytes + 8 * i, sizeof word);
-    sums += (word & even_bytes) + (word >> 8 & even_bytes);
+    sums += (word & kEvenBytes) + (word >> 8 & kEvenBytes);
   }
-  const std::uint64_t pairs = (sums & even_pairs) + (sums >> 16 & even_pairs);
+  const std::uint64_t pairs = (sums & kEvenPairs) + (sums >> 16 & kEvenPairs);
   return (pairs & 0xffffffff) + (pairs >> 32);
 }
 
@@ -228,7 +228,7 @@ void set_ink(const std::string& name, const Batch& batch, std::vector<Fact>& fac
 std::vector<Fact> facts(const PredictionPlan& plan, const Batch& batch, const Outputs& outputs) {
   const Tensor& classes = output(outputs, plan.class_output);
   if (classes.shape.empty() || classes.shape[0] < 0) throw_unusable(classes);
-  std::vector<Fact> facts(static_cast<std::size_t>(classes.shape[0]), Fact{0, none, none, none});
+  std::vector<Fact> facts(static_cast<std::size_t>(classes.shape[0]), Fact{0, kNone, kNone, kNone});
   set_labels(classes, facts);
   if (!plan.score_output.empty()) {
     set_confidences(output(outputs, plan.score_output), plan.temperature, facts);

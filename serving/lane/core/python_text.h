@@ -15,7 +15,7 @@ class PythonText {
   PythonText& plain(std::string_view text);
   PythonText& number(std::int64_t value);
   PythonText& number(std::size_t value);
-  // A str's repr. Of what is not printable ASCII, or has a quote or a backslash, the lane is not sure.
+  // A str's repr; not sure of what is not printable ASCII, or has an apostrophe or a backslash.
   PythonText& repr(std::string_view text);
   // A list's repr, "[1, 28, 28]".
   PythonText& repr(const std::vector<std::int64_t>& values);

@@ -2,6 +2,7 @@
 #include "request_queue.h"
 
 #include <algorithm>
+#include <iterator>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -18,7 +19,8 @@ bool same_layout(const LayoutPtr& one, const LayoutPtr& other) {
 
 }  // namespace
 
-RequestQueue::RequestQueue(int levels) : levels_(static_cast<std::size_t>(std::max(levels, 1)) + 1) {}
+RequestQueue::RequestQueue(int levels)
+    : levels_(static_cast<std::size_t>(std::max(levels, 1)) + 1) {}
 
 void RequestQueue::append(RequestPtr request) {
   auto* level = level_of(*request);

@@ -5,18 +5,20 @@
 #pragma once
 
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
+#include <exception>
+#include <functional>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <variant>
 
 #include "batcher.h"
 #include "counters.h"
-#include "message.h"
-#include "predictions.h"
+#include "prediction_ids.h"
 #include "request.h"
 #include "signature.h"
 
@@ -62,10 +64,20 @@ struct ServedModel {
 // By name and version, where an empty version means the latest.
 using Routes = std::map<std::pair<std::string, std::string>, std::shared_ptr<ServedModel>, std::less<>>;
 
+// A request that failed by the server's own fault, for the log: its caller was told little.
+struct Fault {
+  std::exception_ptr cause;  // what was thrown, where something was
+  std::string text;          // as the caller was told
+  std::string request_id;    // the request's own, or one made up, which the caller was told then
+  std::string model;
+  std::string version;
+};
+
 struct ServiceOptions {
   std::size_t room = 1;        // requests that may be inside
   int priority_levels = 1;
   bool prediction_ids = true;
+  std::function<void(const Fault&)> failed;  // throws nothing; called by a batch's thread
 };
 
 // One request on its way.
@@ -83,6 +95,7 @@ class InferService {
  public:
   InferService(ServiceOptions options, std::shared_ptr<Outbox> outbox,
                std::shared_ptr<const Signer> signer, ServiceSeries series);
+  ~InferService();  // what is inside may be answered later
 
   // From any thread; requests that are inside stay where they are.
   void set_routes(Routes routes);
@@ -90,8 +103,9 @@ class InferService {
   // --- all below is the I/O thread's ---
 
   // A serialised ModelInferRequest, without its frame's prefix. A thread hears of what was submitted
-  // by `wake`, at the latest.
-  Submitted submit(CallId id, std::string message, Seconds arrived, Seconds deadline);
+  // by `wake`. `request_id` is that of the headers (x-request-id), for the log of a fault.
+  Submitted submit(CallId id, std::string message, Seconds arrived, Seconds deadline,
+                   std::string_view request_id = {});
   // Wakes the batchers that got requests since.
   void wake();
   // The caller went away: completes it as cancelled, unless it is answered.
@@ -102,21 +116,20 @@ class InferService {
   // How to refuse a request whatever it asks, where there is no room; counted.
   Refusal refuse_unread();
   // ModelInfer calls that were passed on are inside, too.
-  void passed_on(int more) { passed_on_ += more; }
+  void passed_on(int more) { passed_on_ += static_cast<std::size_t>(more); }
 
   // From any thread: requests inside that the lane answers itself.
-  std::size_t in_flight() const { return in_flight_.load(); }
+  std::size_t in_flight() const;
   // The server is stopping.
   std::atomic<bool> draining{false};
+  // Every request is passed on: somebody observes them, which is Python's.
+  std::atomic<bool> observed{false};
 
  private:
-  friend class Call;
-  struct State;  // as the builder of service.cpp needs
+  struct State;
 
-  ServiceOptions options_;
-  std::shared_ptr<State> state_;
-  std::atomic<std::size_t> in_flight_{0};
-  int passed_on_ = 0;
+  std::unique_ptr<State> state_;
+  std::size_t passed_on_ = 0;
 };
 
 }  // namespace lane

@@ -148,7 +148,8 @@ bool in_order(const std::vector<InferRequest::Input>& inputs, const Specs& specs
 
 RowSpec row_of(const TensorSpec& spec, const InferRequest::Input& input, std::size_t element) {
   RowSpec row{spec.name, spec.datatype, {input.shape.begin() + 1, input.shape.end()}, 0};
-  row.bytes = bytes_of(row.shape, element).value_or(0);  // as the whole was counted, so can a row be
+  // There is such a number, as there was one for all rows.
+  row.bytes = bytes_of(row.shape, element).value_or(0);
   return row;
 }
 
@@ -260,7 +261,7 @@ bool Checker::is_of(const Layout& layout, const InferRequest& request) const {
   return true;
 }
 
-// Only this thread hands layouts out: one that nobody else holds, nobody can come to hold meanwhile.
+// Only this thread hands layouts out: what nobody else holds, nobody can come to hold meanwhile.
 LayoutPtr Checker::keep(LayoutPtr layout) {
   if (layouts_.size() < kMostLayouts) return layouts_.emplace_back(std::move(layout));
   for (std::size_t tried = 0; tried < layouts_.size(); ++tried) {

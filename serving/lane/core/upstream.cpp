@@ -4,8 +4,8 @@
 // How the two sides give each other windows
 //
 // HTTP/2 (RFC 9113, 5.2) lets a receiver say how many bytes it has room for: a window, one for each
-// stream and one for the connection. A sender whose window is used up waits for WINDOW_UPDATE. So no
-// buffer grows without bound, if each side opens a window only when bytes have left *its* buffers:
+// stream and one for the connection. A sender whose window is used up waits for WINDOW_UPDATE. No
+// buffer grows without bound, then, if each side opens a window only when bytes have left its own:
 //
 //   request   client ──DATA──▶ Connection ──data()──▶ UpstreamConnection ──DATA──▶ grpcio
 //             client ◀─WINDOW_UPDATE─ Connection ◀──upstream_taken()── as soon as it is in a frame
@@ -13,20 +13,21 @@
 //   response  grpcio ──DATA──▶ UpstreamConnection ──upstream_data()──▶ Connection ──DATA──▶ client
 //             grpcio ◀─WINDOW_UPDATE─ UpstreamConnection ◀──taken()── as soon as it is in a frame
 //
-// A request's bytes wait in Stream::request until grpcio's window lets nghttp2 ask for them (`read`).
-// There are never more of them than the client's window, as nobody has given it back. A call that
-// waits for its turn (grpcio's SETTINGS_MAX_CONCURRENT_STREAMS) is no different: nothing is read.
+// A request's bytes wait in Stream::request until grpcio's window lets nghttp2 ask for them (read).
+// There are never more of them than the client's window (or one message that Connection had to read
+// first), as nobody has given it back. A call that waits for its turn (grpcio's
+// SETTINGS_MAX_CONCURRENT_STREAMS) is no different: nothing is read.
 //
-// A response's bytes wait in Connection until the client's window lets them go. They are `held`, and
-// at most stream_window for each stream, so a client that does not read one response makes grpcio
-// wait on that stream alone. All streams together hold at most connection_window: 256 responses that
+// A response's bytes wait in Connection until the client's window lets them go. They are `held`, at
+// most stream_window for each stream, so a client that does not read one response makes grpcio wait
+// on that stream alone. All streams together hold at most connection_window: 256 responses that
 // nobody reads. Only then do other streams of the same client wait for it; other clients never do,
-// as they have connections of their own. Bytes are held until they are taken even if grpcio has ended
-// the stream long ago: else a client could have 4096 short responses pile up and read none.
+// as they have connections of their own. Bytes are held until they are taken even if grpcio has
+// ended the stream long ago: else a client could have 4096 short responses pile up and read none.
 //
-// What is thrown away counts as gone, or the connection's window would shrink for good: each byte of
-// data() comes back by upstream_taken() once, whatever became of its stream, and reset() gives back
-// what the stream held.
+// What is thrown away counts as gone, or the connection's window would shrink for good: each byte
+// of data() comes back by upstream_taken() once, whatever became of its stream, and reset() gives
+// back what the stream held.
 #include "upstream.h"
 
 #include <nghttp2/nghttp2.h>
@@ -56,7 +57,7 @@ struct Stream {
 
   std::int32_t client;
   std::int32_t upstream = 0;     // 0 until it has begun
-  Headers headers;               // the request's until it has begun, then the response's as they come
+  Headers headers;               // the request's until it has begun, then the response's
   std::size_t header_bytes = 0;  // of those that come
   std::string request;           // not yet in a frame, from `framed` on
   std::size_t framed = 0;
@@ -107,9 +108,9 @@ bool informational(const Headers& headers) {
 struct UpstreamConnection::State {
   State(Downstream& to, std::function<void()> on_output)
       : downstream(to), output(std::move(on_output)), session(make_session(this)) {
-    const nghttp2_settings_entry settings[] = {{NGHTTP2_SETTINGS_ENABLE_PUSH, 0},
-                                               {NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE, stream_window}};
-    check(nghttp2_submit_settings(session.get(), NGHTTP2_FLAG_NONE, settings, std::size(settings)));
+    const nghttp2_settings_entry settings[] = {
+        {NGHTTP2_SETTINGS_ENABLE_PUSH, 0}, {NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE, stream_window}};
+    check(nghttp2_submit_settings(session.get(), NGHTTP2_FLAG_NONE, settings, 2));
     check(nghttp2_session_set_local_window_size(session.get(), NGHTTP2_FLAG_NONE, 0,
                                                 connection_window));
   }
@@ -353,26 +354,27 @@ struct UpstreamConnection::State {
     downstream.upstream_trailers(stream.client, std::move(trailers));
   }
 
-  // What the client gets to hear: a response that is complete has been passed on already, and what
-  // came after matters only if the client has still something to send: it shall stop (RFC 9113, 8.1).
+  // Nothing is told after a complete response: RST_STREAM with NO_ERROR, by which grpcio stops a
+  // client that goes on sending (RFC 9113, 8.1), would overtake what Connection has still to send.
   void close(Stream& stream, std::uint32_t error) {
     const std::int32_t client = stream.client;
     const std::size_t thrown_away = stream.waiting();
-    const bool tell = !stream.response_ended || !stream.request_ended;
+    const bool tell = !stream.response_ended;
     if (stream.refused) error = NGHTTP2_REFUSED_STREAM;
     stream.upstream = -1;
     stream.request.clear();
     stream.framed = 0;
-    if (!stream.response_ended) nghttp2_session_consume_connection(session.get(), stream.held);
-    if (!stream.response_ended || stream.held == 0) streams.erase(client);
+    if (tell) nghttp2_session_consume_connection(session.get(), stream.held);
+    if (tell || stream.held == 0) streams.erase(client);
     give_back(client, thrown_away);
     if (tell) downstream.upstream_reset(client, error);
   }
 
-  // After GOAWAY and the last stream.
+  // After GOAWAY and the last stream; or nghttp2 has seen what is no HTTP/2, and will say so.
   bool over() const {
-    return !nghttp2_session_want_read(session.get()) && !nghttp2_session_want_write(session.get()) &&
-           waiting.empty();
+    if (!going_away) return !nghttp2_session_check_request_allowed(session.get());
+    return waiting.empty() && !nghttp2_session_want_read(session.get()) &&
+           !nghttp2_session_want_write(session.get());
   }
 
   // Not from within nghttp2: whoever sends at once would call it again.

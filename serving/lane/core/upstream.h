@@ -1,5 +1,6 @@
 // Upstream: an HTTP/2 connection to the grpcio server on its Unix socket, for one client's calls
-// that the lane does not answer itself. One for each client: what one does not read holds up nobody.
+// that the lane does not answer itself. One for each client: what one does not read holds up no
+// other. How windows are passed on is told in upstream.cpp.
 //
 // Sans-IO, like Connection: the loop moves its bytes.
 #pragma once
@@ -16,8 +17,8 @@
 
 namespace lane {
 
-// The client's side of what is passed on; streams have the client's numbers. It may call Upstream in
-// answer to any of these, and destroys it in answer to `upstream_lost` at the earliest.
+// The client's side of what is passed on; streams have the client's numbers. It may call Upstream
+// in answer to any of these, and destroys it in answer to `upstream_lost` at the earliest.
 class Downstream {
  public:
   virtual ~Downstream() = default;
@@ -27,11 +28,11 @@ class Downstream {
   virtual void upstream_data(std::int32_t stream, std::string_view bytes) = 0;
   // The end of the response; empty where it ended without.
   virtual void upstream_trailers(std::int32_t stream, Headers trailers) = 0;
-  // The upstream ended the stream by RST_STREAM. After trailers, the response is complete and still to
-  // be sent, and the client, which has not ended its request, is to stop (RFC 9113, 8.1).
+  // The upstream ended the stream by RST_STREAM; never after the response's end, when it is for who
+  // sends that on to stop a client that has not ended its request (RFC 9113, 8.1).
   virtual void upstream_reset(std::int32_t stream, std::uint32_t error) = 0;
-  // So many bytes of the request have gone on: the client may send as many more. What is thrown away
-  // counts, too: each byte of `data` comes back once, even if the stream is no more.
+  // So many bytes of the request have gone on: the client may send as many more. What is thrown
+  // away counts, too: each byte of `data` comes back once, even if the stream is no more.
   virtual void upstream_taken(std::int32_t stream, std::size_t bytes) = 0;
   // The connection is gone, with all its streams.
   virtual void upstream_lost() = 0;
@@ -44,7 +45,8 @@ class Upstream {
   virtual void open(std::int32_t stream, Headers headers, bool end) = 0;
   // Part of the request's body; `end` after the last.
   virtual void data(std::int32_t stream, std::string_view bytes, bool end) = 0;
-  // The client's stream is over before it has taken all; ignored where there is nothing to end.
+  // The client's stream is over: whenever that is before it has taken all of the response, be this
+  // complete or not, as its bytes count until then. Ignored where there is nothing to end.
   virtual void reset(std::int32_t stream, std::uint32_t error) = 0;
   // So many bytes of the response have left to the client.
   virtual void taken(std::int32_t stream, std::size_t bytes) = 0;
@@ -62,8 +64,8 @@ class UpstreamConnection : public Upstream {
   void reset(std::int32_t stream, std::uint32_t error) override;
   void taken(std::int32_t stream, std::size_t bytes) override;
 
-  // What the upstream sent; nothing (size 0) is the end of the socket. False: it is over, `upstream_lost`
-  // has been called, and this may be gone with it.
+  // What the upstream sent; nothing (size 0) is the end of the socket. False: it is over,
+  // `upstream_lost` has been called, and this may be gone with it.
   bool receive(const std::uint8_t* data, std::size_t size);
   // Appends what is to be sent, up to about `most` bytes; call again while it appends something.
   void send(std::string& out, std::size_t most);
