@@ -29,6 +29,13 @@ HEADERS = {"nghttp2/nghttp2.h": "libnghttp2-dev", "openssl/ssl.h": "libssl-dev"}
 BRINGS = "it answers ModelInfer many times faster, and grpcio serves without it"
 
 
+IMPORT = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("serving.lane.native", sys.argv[1])
+importlib.util.module_from_spec(spec)
+"""
+
+
 class BuildError(Exception):
     """CMake or a compiler refused; the text is all that they said."""
 
@@ -134,7 +141,7 @@ def build(directory: Path, debug_info: bool = False) -> None:
         print(f"building the native lane with {version(command)} ...", flush=True)
     configure(directory, command, "RelWithDebInfo" if debug_info else "Release")
     run("cmake", "--build", directory, "--target", "native", "--parallel", str(cpus()))
-    if install(directory / MODULE, HERE / MODULE):
+    if install(checked(directory / MODULE), HERE / MODULE):
         seconds = time.monotonic() - start
         print(f"the native lane: built by {version(command)} in {seconds:.0f} s: {HERE / MODULE}")
     else:
@@ -179,6 +186,12 @@ def run(*command: str | Path) -> None:
     )
     if done.returncode:
         raise BuildError(f"{shlex.join(done.args)}\n{done.stdout.rstrip()}")
+
+
+def checked(built: Path) -> Path:
+    """The module, which can be imported: a linker does not mind what a module lacks."""
+    run(sys.executable, "-c", IMPORT, built)
+    return built
 
 
 def install(built: Path, target: Path) -> bool:
