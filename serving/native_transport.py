@@ -7,7 +7,6 @@ the models. What it does with a request is C++: serving/lane.
 from __future__ import annotations
 
 import importlib
-import logging
 import shutil
 import socket
 import tempfile
@@ -34,11 +33,9 @@ if TYPE_CHECKING:  # it need not be built
 BACKLOG = 1024  # connections that wait to be accepted
 NATIVE = "serving.lane.native"
 
-log = logging.getLogger(__name__)
-
 
 def native_module(transport: str) -> ModuleType | None:
-    """The lane, where --transport wants it and it was built; says what was taken, and why.
+    """The lane, where --transport wants it and it was built.
 
     Raises StartupError where it is wanted and not there.
     """
@@ -51,10 +48,17 @@ def native_module(transport: str) -> ModuleType | None:
             raise StartupError(
                 f"--transport: the native lane cannot be loaded, `make lane` builds it: {error}"
             ) from None
-        log.info("grpcio answers all calls: the native lane is not built; `make lane` builds it")
         return None
-    log.info("the native lane answers ModelInfer, grpcio all other calls")
     return module
+
+
+def why(transport: str, lane: NativeTransport | None) -> str:
+    """What was taken for --transport, for the log."""
+    if lane:
+        return "the native lane answers ModelInfer, and grpcio all other calls"
+    if transport == "grpcio":
+        return "grpcio answers all calls, as --transport says"
+    return "grpcio answers all calls: the native lane is not built; `make lane` builds it"
 
 
 class NativeTransport:
@@ -137,7 +141,7 @@ class NativeTransport:
             "keepalive_timeout": KEEPALIVE[1] / 1e3,
             "max_age": config.max_connection_age,
             "max_age_grace": config.drain_timeout,
-            "pass_on_traced": bool(config.otlp_endpoint),
+            "traces_observed": bool(config.otlp_endpoint),
         }
 
 

@@ -34,7 +34,7 @@ from serving.families import Exported
 from serving.feedback import Feedback, published_labels
 from serving.inference import InferenceService
 from serving.metrics import Metrics
-from serving.native_transport import NativeTransport, native_module
+from serving.native_transport import NativeTransport, native_module, why
 from serving.observers import observers, spans
 from serving.prediction_ids import Signer, feedback_keys
 from serving.probe import Prober
@@ -185,6 +185,7 @@ class InferenceServer:
 
     def _run(self) -> None:
         log.info(self._runtime.why)
+        log.info(why(self._config.transport, self._lane))
         started = time.monotonic()
         self.control.start()
         self._loaded.set()

@@ -81,6 +81,7 @@ class PythonServer {
     service_ = std::make_shared<InferService>(
         std::move(service), as_outbox(outbox_), std::move(signer),
         service_series(std::move(refusal), std::move(request_bytes), std::move(in_flight)));
+    service_->traces_observed = settings_.at("traces_observed") != 0;
   }
 
   std::shared_ptr<BatchObserver> observer(std::shared_ptr<ModelCounters> counters, py::object warn) {

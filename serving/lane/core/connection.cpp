@@ -359,10 +359,15 @@ void Connection::State::headers_ended(Stream& stream) {
 }
 
 void Connection::State::infer_begins(Stream& stream) {
-  if (service.draining || !service.has_room()) return refuse(stream, service.refuse_unread());
+  const bool observed =
+      service.observed || (service.traces_observed && stream.headers.sampled());
+  // Who observes is told of what has no room, too, and so has to refuse it.
+  if (service.draining || (!observed && !service.has_room())) {
+    return refuse(stream, service.refuse_unread());
+  }
   stream.progress = now;
   receiving.append(stream);
-  if (!stream.headers.plain()) {
+  if (observed || !stream.headers.plain()) {
     count_passed(stream);
     return pass_on(stream, {}, false, std::nullopt);
   }
@@ -419,7 +424,8 @@ void Connection::State::submit(Stream& stream) {
   stream.role = Stream::Role::taken;
   forget_body(stream);
   Submitted submitted =
-      service.submit({id, stream.id}, std::move(message), stream.arrived, stream.deadline);
+      service.submit({id, stream.id}, std::move(message), stream.arrived, stream.deadline,
+                     stream.headers.request_id());
   switch (submitted.what) {
     case Submitted::What::taken:
       stream.call = std::move(submitted.call);

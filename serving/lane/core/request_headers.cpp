@@ -29,6 +29,13 @@ bool is_private(std::string_view name) {
   return name.substr(0, peer_metadata_prefix.size()) == peer_metadata_prefix;
 }
 
+// VERSION-TRACE-PARENT-FLAGS in hexadecimal digits, of which the last flag is asked for.
+bool is_sampled(std::string_view traceparent) {
+  constexpr std::size_t last_flag = 54;
+  if (traceparent.size() <= last_flag) return false;
+  return std::string_view("13579bdf").find(traceparent[last_flag]) != std::string_view::npos;
+}
+
 }  // namespace
 
 void RequestHeaders::clear() {
@@ -60,6 +67,11 @@ void RequestHeaders::note(std::string_view name, std::string_view value) {
     compressed_ = value != "identity";
   } else if (name == "grpc-timeout") {
     note_timeout(value);
+  } else if (name == "traceparent") {
+    sampled_ = is_sampled(value);
+  } else if (name == "x-request-id") {
+    request_id_at_ = kept_.size() - value.size();
+    request_id_size_ = value.size();
   }
 }
 

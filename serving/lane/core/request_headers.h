@@ -28,6 +28,12 @@ class RequestHeaders {
   // In a way that the lane reads: gRPC, not compressed, a timeout that can be understood.
   bool plain() const { return grpc_ && !compressed_ && !odd_timeout_; }
   std::optional<Seconds> timeout() const { return timeout_; }
+  // Its trace is to be recorded: https://www.w3.org/TR/trace-context/#sampled-flag
+  bool sampled() const { return sampled_; }
+  // x-request-id; good until another header is added.
+  std::string_view request_id() const {
+    return std::string_view(kept_).substr(request_id_at_, request_id_size_);
+  }
 
   // All of them for the server behind, with who called; `timeout` in place of the client's.
   Headers passed_on(const Peer& peer, std::optional<Seconds> timeout) const;
@@ -43,6 +49,9 @@ class RequestHeaders {
   bool grpc_ = false;
   bool compressed_ = false;
   bool odd_timeout_ = false;
+  bool sampled_ = false;
+  std::size_t request_id_at_ = 0;  // in what is kept
+  std::size_t request_id_size_ = 0;
   std::optional<Seconds> timeout_;
 };
 

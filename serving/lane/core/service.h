@@ -124,6 +124,8 @@ class InferService {
   std::atomic<bool> draining{false};
   // Every request is passed on: somebody observes them, which is Python's.
   std::atomic<bool> observed{false};
+  // The same of those whose trace is to be recorded.
+  std::atomic<bool> traces_observed{false};
 
  private:
   struct State;
