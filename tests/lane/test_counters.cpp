@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <limits>
+#include <memory>
 #include <thread>
 
 #include "counters.h"
@@ -67,7 +68,7 @@ struct Counted {
 
 TEST_CASE("a bound belongs to its bucket, and what is beyond the last has one of its own") {
   Doubles slots(5);
-  const Histogram histogram{{slots.data(), slots.size()}, &kBounds};
+  const Histogram histogram{{slots.data(), slots.size()}, kBounds};
   for (const double value : {0.5, 1.0, 1.5, 4.0, 4.5}) histogram.observe(value);
   CHECK(slots == Doubles{2, 1, 1, 1, 11.5});
 }
