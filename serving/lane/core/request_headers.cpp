@@ -60,7 +60,14 @@ void RequestHeaders::note(std::string_view name, std::string_view value) {
     compressed_ = value != "identity";
   } else if (name == "grpc-timeout") {
     note_timeout(value);
+  } else if (name == "x-request-id") {
+    request_id_ = kept_.size() - value.size();
+    request_id_size_ = value.size();
   }
+}
+
+std::string_view RequestHeaders::request_id() const {
+  return std::string_view(kept_).substr(request_id_, request_id_size_);
 }
 
 void RequestHeaders::note_timeout(std::string_view value) {

@@ -28,6 +28,8 @@ class RequestHeaders {
   // In a way that the lane reads: gRPC, not compressed, a timeout that can be understood.
   bool plain() const { return grpc_ && !compressed_ && !odd_timeout_; }
   std::optional<Seconds> timeout() const { return timeout_; }
+  // Of x-request-id, or empty; valid until another header comes.
+  std::string_view request_id() const;
 
   // All of them for the server behind, with who called; `timeout` in place of the client's.
   Headers passed_on(const Peer& peer, std::optional<Seconds> timeout) const;
@@ -38,6 +40,8 @@ class RequestHeaders {
 
   std::string kept_;  // for each: both sizes, the name, the value
   std::size_t bytes_ = 0;
+  std::size_t request_id_ = 0;  // where it is among those kept
+  std::size_t request_id_size_ = 0;
   bool post_ = false;
   bool infer_ = false;
   bool grpc_ = false;
