@@ -238,11 +238,6 @@ int guarded(Act act) noexcept {
   }
 }
 
-bool unrepeated(const nghttp2_nv& field) {
-  constexpr std::string_view timing = "server-timing";
-  return field.namelen == timing.size() && std::memcmp(field.name, timing.data(), timing.size()) == 0;
-}
-
 std::string_view text(const std::uint8_t* bytes, std::size_t size) {
   return {reinterpret_cast<const char*>(bytes), size};
 }
@@ -506,9 +501,7 @@ ssize_t Connection::State::on_output(Stream& stream, std::uint8_t* to, std::size
   flags |= NGHTTP2_DATA_FLAG_EOF;
   if (stream.out.trailers.empty()) return static_cast<ssize_t>(count);
   flags |= NGHTTP2_DATA_FLAG_NO_END_STREAM;
-  std::vector<nghttp2_nv> trailers = lasting(stream.out.trailers);
-  // HPACK's table is for what comes again.
-  for (nghttp2_nv& each : trailers) each.flags |= unrepeated(each) ? NGHTTP2_NV_FLAG_NO_INDEX : 0;
+  const std::vector<nghttp2_nv> trailers = lasting(stream.out.trailers);
   nghttp2_submit_trailer(session.get(), stream.id, trailers.data(), trailers.size());
   return static_cast<ssize_t>(count);
 }
