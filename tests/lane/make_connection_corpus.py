@@ -37,8 +37,10 @@ def seeds() -> Iterator[tuple[str, bytes]]:
     yield "infer-in-pieces", b"\x80" + infer
     yield "infer-drained", b"\x86" + infer + headers(3) + data(3, framed(message()))
     yield "infer-deadline", bytes([WITH_PREFACE]) + headers(1, grpc_timeout="1u") + b"\0"
-    yield "many", bytes([WITH_PREFACE]) + b"".join(
-        headers(stream) + data(stream, framed(message())) for stream in range(1, 41, 2)
+    yield (
+        "many",
+        bytes([WITH_PREFACE])
+        + b"".join(headers(stream) + data(stream, framed(message())) for stream in range(1, 41, 2)),
     )
     yield "unknown-model", bytes([WITH_PREFACE]) + headers(1) + data(1, framed(message("other")))
     yield "other-call", bytes([WITH_PREFACE]) + headers(7, path="/x.Y/Z") + data(7, framed(b"abc"))
@@ -49,12 +51,16 @@ def seeds() -> Iterator[tuple[str, bytes]]:
     yield "pings", bytes([WITH_PREFACE]) + 5 * frame(PING, 0, 0, bytes(8))
     yield "settings", bytes([WITH_PREFACE]) + 3 * frame(SETTINGS, 0, 0, b"\0\4\0\0\0\0")
     yield "goaway", bytes([WITH_PREFACE]) + infer + frame(GOAWAY, 0, 0, bytes(8))
-    yield "continuations", bytes([WITH_PREFACE]) + (
-        frame(HEADERS, 0, 1, b"\x82") + 12 * frame(CONTINUATION, 0, 1, b"")
+    yield (
+        "continuations",
+        bytes([WITH_PREFACE])
+        + (frame(HEADERS, 0, 1, b"\x82") + 12 * frame(CONTINUATION, 0, 1, b"")),
     )
     yield "windows", bytes([WITH_PREFACE]) + infer + frame(WINDOW_UPDATE, 0, 1, b"\x7f\xff\xff\xff")
-    yield "trailers", bytes([WITH_PREFACE]) + (
-        headers(1) + data(1, framed(message()), 0) + frame(HEADERS, 5, 1, literal("x-a", "b"))
+    yield (
+        "trailers",
+        bytes([WITH_PREFACE])
+        + (headers(1) + data(1, framed(message()), 0) + frame(HEADERS, 5, 1, literal("x-a", "b"))),
     )
     yield "http1", b"\x3fGET / HTTP/1.1\r\n\r\n"
 
