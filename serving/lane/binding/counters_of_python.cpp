@@ -50,7 +50,7 @@ std::function<std::pair<Slots, Slots>(Code, Reason)> refusals(const Views& views
     if (python_is_ending()) return {};
     const WithPython python;
     try {
-      const py::tuple found = (*function)(name_of(code), static_cast<int>(reason));
+      const py::tuple found = call(*function, name_of(code), static_cast<int>(reason));
       return {slots_of(views, found[0]), slots_of(views, found[1])};
     } catch (py::error_already_set& error) {
       error.discard_as_unraisable("counting a refusal");
@@ -64,7 +64,7 @@ std::function<Slots(std::int64_t)> batches_of(const Views& views, const Function
     if (python_is_ending()) return {};
     const WithPython python;
     try {
-      return slots_of(views, (*function)(rows));
+      return slots_of(views, call(*function, rows));
     } catch (py::error_already_set& error) {
       error.discard_as_unraisable("counting a batch");
       return {};

@@ -12,9 +12,9 @@ namespace lane {
 namespace {
 
 template <typename... Arguments>
-void call(const py::object& function, Arguments&&... arguments) {
+void say(const py::object& function, Arguments&&... arguments) {
   try {
-    function(std::forward<Arguments>(arguments)...);
+    call(function, std::forward<Arguments>(arguments)...);
   } catch (py::error_already_set& error) {
     error.discard_as_unraisable("the lane's log");
   }
@@ -26,7 +26,7 @@ std::function<void(const std::string&)> text_logger(py::object function) {
   return [function = shared_of_python<py::object>(std::move(function))](const std::string& text) {
     if (python_is_ending()) return;
     const WithPython python;
-    call(*function, text);
+    say(*function, text);
   };
 }
 
@@ -34,7 +34,7 @@ std::function<void(const Fault&)> fault_logger(py::object function) {
   return [function = shared_of_python<py::object>(std::move(function))](const Fault& fault) {
     if (python_is_ending()) return;
     const WithPython python;
-    call(*function, cause_of(fault.cause), fault.text, fault.request_id, fault.model, fault.version);
+    say(*function, cause_of(fault.cause), fault.text, fault.request_id, fault.model, fault.version);
   };
 }
 

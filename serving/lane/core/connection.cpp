@@ -423,9 +423,8 @@ void Connection::State::submit(Stream& stream) {
   std::string message = stream.body.take_message();
   stream.role = Stream::Role::taken;
   forget_body(stream);
-  Submitted submitted =
-      service.submit({id, stream.id}, std::move(message), stream.arrived, stream.deadline,
-                     stream.headers.request_id());
+  Submitted submitted = service.submit({id, stream.id}, std::move(message), stream.arrived,
+                                       stream.deadline, stream.headers.request_id());
   switch (submitted.what) {
     case Submitted::What::taken:
       stream.call = std::move(submitted.call);

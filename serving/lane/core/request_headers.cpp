@@ -70,9 +70,13 @@ void RequestHeaders::note(std::string_view name, std::string_view value) {
   } else if (name == "traceparent") {
     sampled_ = is_sampled(value);
   } else if (name == "x-request-id") {
-    request_id_at_ = kept_.size() - value.size();
+    request_id_ = kept_.size() - value.size();
     request_id_size_ = value.size();
   }
+}
+
+std::string_view RequestHeaders::request_id() const {
+  return std::string_view(kept_).substr(request_id_, request_id_size_);
 }
 
 void RequestHeaders::note_timeout(std::string_view value) {

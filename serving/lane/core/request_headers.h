@@ -30,10 +30,8 @@ class RequestHeaders {
   std::optional<Seconds> timeout() const { return timeout_; }
   // Its trace is to be recorded: https://www.w3.org/TR/trace-context/#sampled-flag
   bool sampled() const { return sampled_; }
-  // x-request-id; good until another header is added.
-  std::string_view request_id() const {
-    return std::string_view(kept_).substr(request_id_at_, request_id_size_);
-  }
+  // Of x-request-id, or empty; valid until another header comes.
+  std::string_view request_id() const;
 
   // All of them for the server behind, with who called; `timeout` in place of the client's.
   Headers passed_on(const Peer& peer, std::optional<Seconds> timeout) const;
@@ -44,14 +42,14 @@ class RequestHeaders {
 
   std::string kept_;  // for each: both sizes, the name, the value
   std::size_t bytes_ = 0;
+  std::size_t request_id_ = 0;  // where it is among those kept
+  std::size_t request_id_size_ = 0;
   bool post_ = false;
   bool infer_ = false;
   bool grpc_ = false;
   bool compressed_ = false;
   bool odd_timeout_ = false;
   bool sampled_ = false;
-  std::size_t request_id_at_ = 0;  // in what is kept
-  std::size_t request_id_size_ = 0;
   std::optional<Seconds> timeout_;
 };
 
