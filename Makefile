@@ -80,7 +80,7 @@ lane-python: $(VENV)/.$(RUNTIME)-dev lane
 # The module is g++'s, whose sanitizer is a shared library: it must be in the process before Python.
 # Python itself frees little as it ends, so that leaks are not looked for.
 lane-asan-python: $(VENV)/.$(RUNTIME)-dev
-	@cmake -S serving/lane -B build/lane-asan-python -DCMAKE_CXX_COMPILER=g++ -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+	@cmake -S serving/lane -B build/lane-asan-python -DCMAKE_CXX_COMPILER=g++ -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS=-O1 \
 	  -DLANE_SANITIZE=address,undefined -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
 	  -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) >/dev/null
 	@cmake --build build/lane-asan-python --parallel $(LANE_JOBS) >/dev/null
