@@ -119,6 +119,13 @@ LABEL org.opencontainers.image.title="digits-client" \
       org.opencontainers.image.revision="${REVISION}"
 
 FROM run AS serving
+ARG LANE
+# What the lane is linked with, beside what each image of Python has; of the system, which updates it.
+# hadolint ignore=DL3008
+RUN [ "${LANE}" = 0 ] || { apt-get update \
+    && apt-get install --yes --no-install-recommends libnghttp2-14 \
+    && apt-get clean \
+    && rm -rf /var/lib/apt/lists/*; }
 COPY --from=dependencies /opt/digits /opt/digits
 COPY --from=code /code/opt/digits /opt/digits
 COPY --from=lane /lane/opt/digits /opt/digits
