@@ -17,17 +17,19 @@ from typing import Any
 from benchmarks.machine import describe
 from benchmarks.serving import environments, metrics_cost
 from benchmarks.serving.compare import FAILURES, Compared, Plan, compare
-from benchmarks.serving.contestants import Ours, contestants
+from benchmarks.serving.connections import connections
+from benchmarks.serving.contestants import Ours, contestants, lacking
 from benchmarks.serving.h2load import LoadFailed, require_h2load
 from benchmarks.serving.offered import offered_loads
 from benchmarks.serving.overload import MODEL, NeverRefused, overload
+from benchmarks.serving.passed_on import passed_on
 from benchmarks.serving.process import cores
 from benchmarks.serving.table import all_met, table
 from model_repository import versions
 
 RESULTS = Path(__file__).parent.parent / "results"
-SECTIONS = ("compared", "load", "overload", "metrics")
-QUICK_SECTIONS = ("compared", "overload", "metrics")
+SECTIONS = ("compared", "load", "overload", "metrics", "passed_on", "connections")
+QUICK_SECTIONS = ("compared", "overload", "metrics", "passed_on", "connections")
 QUICK_SECONDS = 2.0
 _PACKAGES = ("grpcio", "onnxruntime", "numpy")
 
@@ -101,6 +103,22 @@ def main() -> int:
         except FAILURES as error:
             print(f"error: metrics: {error}", file=sys.stderr)
             return 1
+    try:
+        if "passed_on" in sections and not lacking("native"):
+            passed_on(
+                ours,
+                plan.cores,
+                plan.rounds,
+                plan.seconds,
+                lambda found: results.save("passed_on", {"seconds": plan.seconds, "calls": found}),
+            )
+        if "connections" in sections:
+            connections(
+                ours, plan.cores, plan.seconds, lambda found: results.save("connections", found)
+            )
+    except FAILURES as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     print(table(results.record))
     return 0 if all_met(results.record) else 1
 

@@ -45,7 +45,7 @@ class Checker:
         """The server says so, where it can be asked, and then answers an image rightly."""
         try:
             path = self._protocol.ready
-            if path and not self._ask(path, b"").startswith(_READY):
+            if path and not self.ask(path, b"").startswith(_READY):
                 return False
             self.check_one(0)
         except NoAnswer:
@@ -61,14 +61,14 @@ class Checker:
         """Ask one image; WrongAnswer where the answer is not ONNX Runtime's."""
         row = slice(index % self._images, index % self._images + 1)
         request = self._protocol.encode(self._model.name, self._model.images[row])
-        answer = self._protocol.decode(self._ask(self._protocol.infer, request, timeout), 1)
+        answer = self._protocol.decode(self.ask(self._protocol.infer, request, timeout), 1)
         self._compare(answer, self._model.expected[row])
 
     def check_batch(self, rows: int) -> int:
         """Ask so many images in one request; the answer's length in bytes."""
         images, expected = self._model.batch(rows)
         request = self._protocol.encode(self._model.name, images)
-        answer = self._ask(self._protocol.infer, request)
+        answer = self.ask(self._protocol.infer, request)
         self._compare(self._protocol.decode(answer, rows), expected)
         return len(answer)
 
@@ -106,7 +106,8 @@ class Checker:
             raise WrongAnswer(f"{self._model.name}: got {answer}, expected {expected}")
         self.checked += len(answer)
 
-    def _ask(self, path: str, request: bytes, timeout: float = _TIMEOUT) -> bytes:
+    def ask(self, path: str, request: bytes, timeout: float = _TIMEOUT) -> bytes:
+        """The answer to a message; Lost or NoAnswer where there is none."""
         method = self._channel.unary_unary(
             path, request_serializer=_bytes, response_deserializer=_bytes
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -51,6 +52,8 @@ def contestants(ours: Ours, environments_directory: Path) -> list[Contestant]:
     return [
         digits(ours, "fp32"),
         digits(ours, "int8"),
+        digits(ours, "fp32", "grpcio"),
+        digits(ours, "int8", "grpcio"),
         Contestant("no-op", V2, noop(ours.noop_style), fixed=True),
         *(
             Contestant(
@@ -70,21 +73,36 @@ def contestants(ours: Ours, environments_directory: Path) -> list[Contestant]:
     ]
 
 
-def digits(ours: Ours, precision: str) -> Contestant:
-    """Our server, on one of a model's precisions."""
-    name = "digits" if precision == "fp32" else f"digits {precision}"
-    return Contestant(name, V2, _launcher(ours, precision, ["serving"]), precision, few=LARGEST)
+def digits(ours: Ours, precision: str, transport: str = "native") -> Contestant:
+    """Our server, on one of a model's precisions, over one of its transports."""
+    parts = ["digits", "" if transport == "native" else transport]
+    parts += ["" if precision == "fp32" else precision]
+    return Contestant(
+        " ".join(filter(None, parts)),
+        V2,
+        _launcher(ours, precision, ["serving"], transport),
+        precision,
+        few=LARGEST,
+        missing=lacking(transport),
+    )
+
+
+def lacking(transport: str) -> str:
+    """Why our server cannot use the transport."""
+    if transport == "native" and importlib.util.find_spec("serving.lane.native") is None:
+        return "the native lane is not built; `make lane` builds it"
+    return ""
 
 
 def ablated(ours: Ours, left_out: Sequence[str]) -> Contestant:
-    """Our server without parts of its work, as `ablated_server` names them; fp32."""
+    """Our server without parts of its work, as `ablated_server` names them; fp32, over grpcio."""
     program = ["benchmarks.serving.ablated_server", ",".join(left_out)]
-    launch = _launcher(ours, "fp32", program, counts="metrics" not in left_out)
+    launch = _launcher(ours, "fp32", program, "grpcio", counts="metrics" not in left_out)
     return Contestant(f"digits without {' and '.join(left_out)}", V2, launch)
 
 
 def _launcher(
-    ours: Ours, precision: str, program: Sequence[str], *, counts: bool = True
+    ours: Ours, precision: str, program: Sequence[str], transport: str, *, counts: bool = True
 ) -> Callable[[Model, Tuning, Path], Launch]:
     """How our server is started, as a Python module with arguments before its options."""
 
@@ -92,6 +110,7 @@ def _launcher(
         """All models of the repository are served, whichever is asked."""
         grpc_port, metrics_port = free_ports(2)
         command = [sys.executable, "-m", *program, "--precision", precision]
+        command += ["--transport", transport]
         command += ["--model-repository", str(ours.repository), "--intra-op-threads", "1"]
         command += ["--grpc-port", str(grpc_port), "--metrics-port", str(metrics_port)]
         if tuning.batch:

@@ -105,7 +105,7 @@ def parse_report(text: str) -> Report:
 
 def parse_log(text: str) -> NDArray[np.float64]:
     """Latencies in seconds from --log-file: start, HTTP status, microseconds."""
-    return np.array(text.split(), np.int64).reshape(-1, 3)[:, 2] / 1e6
+    return np.fromstring(text, np.int64, sep=" ").reshape(-1, 3)[:, 2] / 1e6
 
 
 def _run(

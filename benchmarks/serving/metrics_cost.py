@@ -39,7 +39,7 @@ def metrics_cost(
 def _round(ours: Ours, cores: Cores, seconds: float, number: int, found: Found) -> None:
     """Start all anew: how one process lies in memory is a matter of luck."""
     model = load_model(ours.repository, MODEL, "fp32")
-    whole = [digits(ours, "fp32"), *(ablated(ours, parts) for parts in LEFT_OUT)]
+    whole = [digits(ours, "fp32", "grpcio"), *(ablated(ours, parts) for parts in LEFT_OUT)]
     servers = [replace(each, warm_up=_WARM_UP) for each in whole]
     with ExitStack() as stack:
         sessions = [

@@ -13,7 +13,7 @@ from benchmarks.serving.measure import single_images
 from benchmarks.serving.open_loop import Offered, offer
 from benchmarks.serving.session import Session, started
 
-SHARES = (0.25, 0.5, 0.75, 0.9, 1.0, 1.5)  # of the capacity with 64 in flight
+SHARES = (0.25, 0.5, 0.7, 0.9, 1.0, 1.5)  # of the capacity with 64 in flight
 
 
 def offered_loads(plan: Plan, save: Callable[[list[dict[str, Any]]], None]) -> list[dict[str, Any]]:

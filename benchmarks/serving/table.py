@@ -9,12 +9,18 @@ from benchmarks.machine import sentence
 from benchmarks.serving.measure import ROWS
 from benchmarks.serving.targets import (
     ALONE,
+    GRPCIO,
+    OURS,
     Figure,
     Record,
     Verdict,
+    connections_verdict,
     cost_share,
+    load_verdicts,
     metrics_verdict,
+    over,
     overload_verdict,
+    passed_on_verdicts,
     verdicts,
 )
 
@@ -26,9 +32,10 @@ are compared with ONNX Runtime's for the same images before and during each load
 bytes with what that many right answers take; "lost" of those asked under load had none after 5 s.
 CPU, RSS and its peak are sums over a server's processes. A peer's settings are requests (Triton:
 images) per batch and the longest wait for them; "few" are those that suit it best with few requests
-in flight, alone or of many images. TorchServe runs the same model as TorchScript and is asked over
-its own gRPC service, Predictions. "others" is what the two cores spent on anything else meanwhile:
-more than a few percent, and the figures are not to be trusted.
+in flight, alone or of many images. "digits" answers by the native lane, "digits grpcio" by grpcio.
+TorchServe runs the same model as TorchScript and is asked over its own gRPC service, Predictions.
+"others" is what the two cores spent on anything else meanwhile: more than a few percent, and the
+figures are not to be trusted.
 """
 
 
@@ -45,6 +52,10 @@ def table(record: Record) -> str:
         parts.append(_overload(record["overload"]))
     if "metrics" in record:
         parts.append(_metrics(record["metrics"]))
+    if "passed_on" in record:
+        parts.append(_passed_on(record["passed_on"]))
+    if "connections" in record:
+        parts.append(_connections(record["connections"]))
     return "\n".join(parts)
 
 
@@ -55,10 +66,16 @@ def all_met(record: Record) -> bool:
 
 def _judged(record: Record) -> list[Verdict]:
     judged = verdicts(record["compared"]) if "compared" in record else []
-    if "overload" in record and (verdict := overload_verdict(record["overload"])):
-        judged.append(verdict)
+    if "load" in record:
+        judged += load_verdicts(record["load"])
+    if "overload" in record:
+        judged.append(overload_verdict(record["overload"]))
     if "metrics" in record:
         judged.append(metrics_verdict(record["metrics"]))
+    if "passed_on" in record:
+        judged += passed_on_verdicts(record["passed_on"])
+    if "connections" in record and (verdict := connections_verdict(record["connections"])):
+        judged.append(verdict)
     return judged
 
 
@@ -118,7 +135,7 @@ def _row(record: Record, result: Record) -> list[str]:
         return "" if value is None else format(value, form)
 
     rate = Figure(name, model, "requests_per_second").of(record)
-    ours = Figure("digits", model, "requests_per_second").of(record)
+    ours = Figure(OURS, model, "requests_per_second").of(record)
     cells = [name, median("requests_per_second", ",.0f")]
     cells += [f"{rate / ours:.2f}" if rate and ours else ""]
     cells += [median(each, ".2f") for each in ("p50_ms", "p99_ms", "alone_p50_ms", "alone_p99_ms")]
@@ -225,7 +242,7 @@ def _metrics(record: Record) -> str:
     rows = []
     for name, each in record["servers"].items():
         cpu = each["cpu_us"]
-        saved = "" if name == "digits" else f"{cost_share(record['servers'], name):.1%}"
+        saved = "" if name == GRPCIO else f"{cost_share(record['servers'], name):.1%}"
         spread = f"{min(cpu):.1f} to {max(cpu):.1f}"
         rate, others = statistics.median(each["requests_per_second"]), max(each["others_cpu"])
         median = f"{statistics.median(cpu):.1f}"
@@ -244,3 +261,43 @@ They run side by side on one core, are asked in turns, and are started anew in e
 saved is the median over the turns. Scrapes are not in it. More than a few percent of "others", and
 the figures are not to be trusted.
 """
+
+
+def _passed_on(record: Record) -> str:
+    rows = []
+    for call, servers in record["calls"].items():
+        for name, each in servers.items():
+            cpu, rate = (
+                statistics.median(each["cpu_us"]),
+                statistics.median(each["calls_per_second"]),
+            )
+            share = f"{over(servers):.2f}" if name == OURS else ""
+            rows.append([call, name, len(each["cpu_us"]), f"{cpu:.1f}", share, f"{rate:,.0f}"])
+    head = ["call", "", "loads", "CPU µs per call", "over grpcio's", "calls/s"]
+    return (
+        f"## What passing a call on costs\n\nOn {sentence(record['machine'])}. {_PASSED_ON}\n"
+        + grid(head, rows)
+    )
+
+
+_PASSED_ON = """\
+Calls that the lane leaves to grpcio, through it and over grpcio directly, 64 in flight. Both
+servers run side by side on one core and are asked in turns; the share is the median over the turns.
+"""
+
+
+def _connections(record: Record) -> str:
+    rows = [
+        [name]
+        + [
+            f"{each[field]:,.0f}"
+            for field in ("alone_mb", "idle_mb", "rss_mb", "requests_per_second")
+        ]
+        for name, each in record["servers"].items()
+    ]
+    idle, busy = f"{record['idle']:,} idle", f"{record['busy']:,} busy"
+    head = ["", "RSS MB without", f"with {idle}", f"and {busy}", "requests/s of these"]
+    return (
+        f"## Connections\n\nlinear alone is loaded, on {sentence(record['machine'])}.\n\n"
+        + grid(head, rows)
+    )
