@@ -28,6 +28,7 @@ def connections(
 ) -> None:
     """RSS without connections, with those that are idle, and the most while the others ask."""
     only = (*ours.options, "--model-control-mode", "explicit", "--load-model", MODEL)
+    only += ("--max-queue-size", str(IDLE + BUSY))  # room for a request of each that asks
     ours = replace(ours, options=only)
     model = load_model(ours.repository, MODEL, "fp32")
     found: dict[str, Any] = {}
