@@ -7,10 +7,10 @@ the models. What it does with a request is C++: serving/lane.
 from __future__ import annotations
 
 import importlib
-import shutil
+import os
 import socket
-import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -64,15 +64,20 @@ def why(transport: str, lane: NativeTransport | None) -> str:
 class NativeTransport:
     """The lane of one process; `key` signs prediction ids, None for answers without.
 
-    `upstream` is where grpcio is to listen. Nothing is heard before `listen`.
+    `upstream` is where grpcio is to listen: in `directory`, which nobody else may enter, and whose
+    owner removes it. Nothing is heard before `listen`.
     """
 
     def __init__(
-        self, module: ModuleType, config: ServerConfig, metrics: Metrics, key: bytes | None
+        self,
+        module: ModuleType,
+        config: ServerConfig,
+        metrics: Metrics,
+        key: bytes | None,
+        directory: Path,
     ) -> None:
         self._config = config
-        self._directory = Path(tempfile.mkdtemp(prefix="digits-lane-"))  # of mode 0700
-        self._socket = self._directory / "grpcio"
+        self._socket = directory / f"grpcio-{os.getpid()}-{time.time_ns():x}"
         self._routing = threading.Lock()
         series = NativeSeries(metrics)
         self._server: native.Server = module.Server(
@@ -128,7 +133,7 @@ class NativeTransport:
     def stop(self) -> None:
         """Close every connection."""
         self._server.stop()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        self._socket.unlink(missing_ok=True)
 
     def _settings(self) -> dict[str, float]:
         config = self._config

@@ -88,7 +88,7 @@ class InferenceServer:
         self._stopping = False
         self._health = health.HealthServicer()
         self._metrics = Metrics(counters, version(), worker)
-        self._lane = _lane(config, self._metrics, keys)
+        self._lane = _lane(config, self._metrics, keys, counters)
         self._metrics.set(Exported.in_flight_limit, config.room)
         self.registry = ModelRegistry(self._model_changed)
         self._prober = Prober(self.registry, config.probe_interval)
@@ -294,12 +294,14 @@ class Server:
         self._counters.close()
 
 
-def _lane(config: ServerConfig, metrics: Metrics, keys: Sequence[bytes]) -> NativeTransport | None:
+def _lane(
+    config: ServerConfig, metrics: Metrics, keys: Sequence[bytes], directory: Path
+) -> NativeTransport | None:
     native = native_module(config.transport)
     if native is None:
         return None
     key = keys[0] if config.prediction_ids else None
-    lane = NativeTransport(native, config, metrics, key)
+    lane = NativeTransport(native, config, metrics, key, directory)
     lane.observe(bool(config.access_log))
     return lane
 

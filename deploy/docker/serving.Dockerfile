@@ -73,11 +73,9 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     && pip --python /opt/digits/bin/python install --find-links /wheels \
         --constraint constraints.txt pybind11
 COPY serving/lane serving/lane
-# With nghttp2 beside it, which it looks for there first: the image that it goes to lacks it.
 RUN /opt/digits/bin/python -m serving.lane.build --build-dir /tmp/lane \
     && packages=$(/opt/digits/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
-    && install -D --mode=644 --target-directory="/lane${packages}/serving/lane" serving/lane/*.so \
-        "$(ldconfig -p | sed -n 's/.*libnghttp2\.so\.14 .* => //p' | head -n 1)"
+    && install -D --mode=644 --target-directory="/lane${packages}/serving/lane" serving/lane/*.so
 
 # hadolint ignore=DL3006
 FROM lane-${LANE} AS lane
