@@ -106,7 +106,7 @@ class InferenceServer:
             config.priority_levels,
             observers(config, self._spans),
         )
-        self._grpc = grpc_server(config)
+        self._grpc = grpc_server(config, private=self._lane is not None)
         self._add_services(self._servicer(admin_of(self.admin), tracer))
         self._loader = threading.Thread(target=self._run, name="control", daemon=True)
         self.port = 0

@@ -46,8 +46,12 @@ Send = Callable[[bytes | None], None]
 Finish = Callable[[Any, bytes, Send], None]
 
 
-def grpc_server(config: ServerConfig) -> grpc.Server:
-    """A server without services that listens nowhere yet."""
+def grpc_server(config: ServerConfig, *, private: bool = False) -> grpc.Server:
+    """A server without services that listens nowhere yet.
+
+    A `private` one is behind the native lane, which has its clients' connections end in time: its
+    own to grpcio end with those, and not before, as calls in flight would then keep new ones out.
+    """
     ageing = [("grpc.max_connection_age_ms", round(config.max_connection_age * 1000))]
     return grpc.server(
         ReceivingPool(*THREADS, name="rpc"),
@@ -60,7 +64,7 @@ def grpc_server(config: ServerConfig) -> grpc.Server:
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),  # clients may ask, too
             ("grpc.max_receive_message_length", config.max_message_bytes),
             ("grpc.max_send_message_length", config.max_message_bytes),
-            *(ageing if config.max_connection_age else []),
+            *(ageing if config.max_connection_age and not private else []),
         ],
     )
 

@@ -252,6 +252,19 @@ def test_both_refuse_a_message_that_is_too_large_alike(both: tuple[Running, Runn
     assert native == plain
 
 
+def test_both_refuse_an_answer_that_is_too_large_alike(
+    both: tuple[Running, Running], digits: Digits
+) -> None:
+    """A request of the limit, of which the echo is a little larger."""
+    request = pb.ModelInferRequest.FromString(matrix(1, 12_000, 2)(digits).SerializeToString())
+    request.id = "i" * (100_000 - request.ByteSize() - 3)  # its tag, and its size
+    message = request.SerializeToString()
+    assert len(message) == 100_000
+    plain, native = (heard(running, message) for running in both)
+    assert plain.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert native == plain
+
+
 @pytest.mark.parametrize("kind", [grpc.Compression.Gzip, grpc.Compression.Deflate])
 def test_both_take_compressed_messages(
     both: tuple[Running, Running], digits: Digits, kind: grpc.Compression

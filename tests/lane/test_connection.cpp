@@ -132,10 +132,11 @@ TEST_CASE("A message of exactly the limit is taken") {
   Limits limits;
   limits.max_message_bytes = message.size();
   Talk talk(limits);
-  const auto id = talk.client.infer(message);
+  talk.serving.executor->hold();
+  talk.client.infer(message);
   talk.exchange();
-  talk.answer();
-  CHECK(status_of(talk.got(id)) == "0");
+  CHECK(talk.serving.service->in_flight() == 1);
+  talk.serving.executor->release();
 }
 
 TEST_CASE("Headers beyond the limit are refused, and the rest of the request is not wanted") {
@@ -478,4 +479,60 @@ TEST_CASE("A request of which not all has come at its deadline is refused") {
   talk.exchange();
   CHECK(status_of(talk.got(id)) == "4");
   CHECK(message_of(talk.got(id)) == "Deadline Exceeded");
+}
+
+TEST_CASE("A message that is whole is answered, whether or not the client says that it was the last") {
+  Talk talk;
+  const auto id = talk.client.request(infer_headers(), framed(times_request({2.0f})), false);
+  talk.exchange();
+  talk.answer();
+  CHECK(last_floats(talk.got(id).body, 1) == std::vector<float>{6.0f});
+  CHECK(talk.got(id).ended);
+  CHECK(talk.got(id).reset == NGHTTP2_NO_ERROR);
+}
+
+TEST_CASE("A message that is whole is passed on at once, and its end when it comes") {
+  Talk talk;
+  const std::string body = framed(times_request({2.0f}, "nobody"));
+  const auto id = talk.client.request(infer_headers(), body, false);
+  talk.exchange();
+  CHECK(talk.log.calls[id].body == body);
+  CHECK(!talk.log.calls[id].ended);
+  talk.client.go_on(id, "");
+  talk.exchange();
+  CHECK(talk.log.calls[id].body == body);
+  CHECK(talk.log.calls[id].ended);
+}
+
+TEST_CASE("An answer beyond the limit of messages is refused, and one of the limit is sent") {
+  const std::string message = times_request({2.0f});
+  Limits limits;
+  for (const bool fits : {true, false}) {
+    Talk talk(limits);
+    const auto id = talk.client.infer(message);
+    talk.exchange();
+    talk.answer();
+    CHECK(status_of(talk.got(id)) == (fits ? "0" : "8"));
+    limits.max_message_bytes = talk.got(id).body.size() - 5 - 1;  // for the next
+    if (fits) REQUIRE(limits.max_message_bytes >= message.size());
+  }
+}
+
+TEST_CASE("Metadata may begin and end with spaces") {
+  Talk talk;
+  const auto id = talk.client.request(with(other_headers(), "x-note", "  mine "), framed(""));
+  talk.exchange();
+  CHECK(talk.log.calls[id].header("x-note") == "  mine ");
+}
+
+TEST_CASE("As many headers of a response are passed back as an upstream may send") {
+  Talk talk;
+  const auto id = talk.client.request(other_headers(), framed(""));
+  talk.exchange();
+  Headers headers{{":status", "200"}, {"grpc-status", "0"}};
+  for (const char* name : {"a", "b", "c"}) headers.push_back({name, std::string(30'000, '~')});
+  talk.connection->upstream_headers(id, headers, true);
+  talk.exchange();
+  CHECK(talk.got(id).ended);
+  CHECK(talk.got(id).headers.at("c").size() == 30'000);
 }

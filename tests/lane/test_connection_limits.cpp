@@ -179,7 +179,9 @@ TEST_CASE("A connection without calls ends after the idle time, and none with a 
   CHECK(talk.client.goaways.empty());
   talk.pass(51);
   talk.exchange();
-  CHECK(talk.client.goaways.size() == 1);  // nghttp2's client reads no second one without a call
+  CHECK(talk.client.goaways.size() == 1);
+  talk.pass(1.1);  // nghttp2's client reads no more without a call, and answers no ping
+  talk.exchange();
   CHECK(talk.connection->finished());
 }
 
@@ -234,6 +236,29 @@ TEST_CASE("A peer that opens no window for its answer is gone after a while") {
   CHECK(!talk.connection->finished());
   talk.pass(2);
   CHECK(talk.connection->finished());
+}
+
+TEST_CASE("A peer that takes no answers is not given ever more of them") {
+  Http2Client::Options options;
+  options.window = 0;
+  Limits limits;
+  limits.max_buffered_bytes = 100'000;
+  Talk talk(limits, options);
+  const std::string message = times_request(std::vector<float>(10'000, 1.0f));
+  std::vector<std::int32_t> ids;
+  for (int i = 0; i < 3; ++i) {
+    ids.push_back(talk.client.infer(message));
+    talk.exchange();
+    talk.answer();
+  }
+  const auto refused = talk.client.infer(message);
+  talk.exchange();
+  CHECK(talk.got(refused).headers.at("grpc-status") == "8");
+  for (const auto id : ids) talk.client.reset(id);
+  const auto taken = talk.client.infer(message);
+  talk.exchange();
+  talk.answer();
+  CHECK(talk.got(taken).headers.count("grpc-status") == 0);
 }
 
 TEST_CASE("A peer that opens its window bit by bit stays") {
@@ -328,7 +353,9 @@ TEST_CASE("CONTINUATION frames without end end a connection") {
 }
 
 TEST_CASE("Empty DATA frames, and SETTINGS, without end end a connection") {
-  const std::string kinds[] = {frame(NGHTTP2_DATA, 0, 1), frame(NGHTTP2_SETTINGS, 0, 0)};
+  const std::string padding("\x02\0\0", 3);
+  const std::string kinds[] = {frame(NGHTTP2_DATA, 0, 1), frame(NGHTTP2_SETTINGS, 0, 0),
+                               frame(NGHTTP2_DATA, NGHTTP2_FLAG_PADDED, 1, padding)};
   for (const std::string& kind : kinds) {
     CAPTURE(static_cast<int>(kind[3]));
     Talk talk;
@@ -390,6 +417,16 @@ TEST_CASE("A connection that drains lets calls in flight, and on their way, fini
   CHECK(talk.got(first).ended);
   CHECK(talk.got(crossing).ended);
   CHECK(talk.connection->finished());
+}
+
+TEST_CASE("Who answers the ping of a connection that drains has read its GOAWAY") {
+  Talk talk;
+  talk.exchange();
+  talk.connection->drain();
+  const std::string said = talk.heard();
+  REQUIRE(said.size() > 9);
+  CHECK(said[3] == NGHTTP2_GOAWAY);
+  CHECK(said.find("drain") != std::string::npos);
 }
 
 TEST_CASE("A connection that drains waits a second at most for the client's answer") {

@@ -8,6 +8,7 @@
 #include <netinet/in.h>
 #include <poll.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 
 #include <functional>
 #include <memory>
@@ -271,6 +272,32 @@ TEST_CASE("grpcio's server may go and come back") {
   }
 }
 
+TEST_CASE("a socket that grpcio's server has closed is closed here, too, and not looked at for ever") {
+  Directory directory;
+  ServerOptions options;
+  options.upstream_path = directory.file("grpc");
+  const Descriptor upstream(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  options.upstream_path.copy(address.sun_path, sizeof address.sun_path - 1);
+  REQUIRE(bind(upstream.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) == 0);
+  REQUIRE(listen(upstream.get(), 1) == 0);
+  Lane lane(options);
+  Caller caller(lane.port);
+  const std::int32_t id = caller.http.request(other_method(), frame_prefix(0));
+  caller.send();
+  const Descriptor accepted(::accept(upstream.get(), nullptr, nullptr));
+  ::shutdown(accepted.get(), SHUT_WR);
+  REQUIRE(caller.until_ended(id));
+  CHECK(caller.http[id].headers.at("grpc-status") == "14");
+  const timeval patience{static_cast<time_t>(kPatience), 0};
+  setsockopt(accepted.get(), SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+  char buffer[4096];
+  ssize_t count = 0;
+  while ((count = ::recv(accepted.get(), buffer, sizeof buffer, 0)) > 0) continue;
+  CHECK(count == 0);
+}
+
 TEST_CASE("by TLS a call is answered, or passed on with the certificate's name") {
   Directory directory;
   Authority authority(directory);
@@ -365,6 +392,26 @@ TEST_CASE("draining, calls in flight are answered, clients are asked to go, and 
   CHECK(last_floats(busy.http[id].body, 1) == std::vector<float>{15});
   CHECK(busy.until_closed());
   CHECK(lane.server->connections() == 0);
+}
+
+TEST_CASE("draining, who has connected and waits to be accepted is asked to go, and not reset") {
+  const auto outbox = make_outbox();
+  const auto service = std::make_shared<InferService>(ServiceOptions(), as_outbox(outbox), nullptr,
+                                                      ServiceSeries());
+  const auto [fd, port] = listener();
+  ServerOptions options;
+  options.listeners = {fd};
+  Server server(options, service, outbox);
+  std::vector<std::unique_ptr<Caller>> callers;
+  for (int i = 0; i < 600; ++i) callers.push_back(std::make_unique<Caller>(port));
+  server.drain();
+  server.start();
+  int asked = 0;
+  for (const auto& caller : callers) {
+    caller->until_closed();
+    asked += !caller->http.goaways.empty();
+  }
+  CHECK(asked == 600);
 }
 
 TEST_CASE("stopping closes what is left, whatever it waits for") {

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "abuse.h"
+#include "h2.h"
 #include "message_buffer.h"
 #include "session.h"
 #include "stream.h"
@@ -103,6 +104,7 @@ struct Connection::State {
   void refuse(Stream& stream, const Refusal& refusal);
   void refuse_headers(Stream& stream);
   void refuse_large(Stream& stream);
+  void refuse_answer(Stream& stream, std::size_t size);
   void answer(Stream& stream, Reply reply);
 
   // --- what is passed on ---
@@ -144,6 +146,7 @@ struct Connection::State {
   Seconds tick_answers();
   Seconds tick_socket();
   void drain();
+  void goaway_sent();
   void say_goodbye();
   void shut(std::uint32_t error, std::string_view text);
   void control_frame(const nghttp2_frame& frame);
@@ -163,6 +166,7 @@ struct Connection::State {
   std::vector<std::size_t> free_places;
   std::size_t open = 0;
   std::size_t buffered = 0;
+  std::size_t unsent = 0;  // of answers: a client that takes none is not given ever more
   StreamList receiving;  // ModelInfer requests of which not all has come
   StreamList answering;  // ModelInfer answers of which not all has left
   // Beyond half of `max_buffered_bytes` one stream at a time goes on, until it is whole.
@@ -227,17 +231,6 @@ Connection::State::~State() {
 
 namespace {
 
-// What a callback does must not throw through nghttp2, which is C.
-template <typename Act>
-int guarded(Act act) noexcept {
-  try {
-    act();
-    return 0;
-  } catch (...) {
-    return NGHTTP2_ERR_CALLBACK_FAILURE;
-  }
-}
-
 std::string_view text(const std::uint8_t* bytes, std::size_t size) {
   return {reinterpret_cast<const char*>(bytes), size};
 }
@@ -293,7 +286,8 @@ Stream* Connection::State::find(std::int32_t id) const {
 // Tells whoever works for the stream that nobody waits any more.
 void Connection::State::leave(Stream& stream, std::uint32_t error) {
   const Stream::Role role = std::exchange(stream.role, Stream::Role::answered);
-  if (role == Stream::Role::taken) service.cancel(std::exchange(stream.call, nullptr));
+  // There is none where memory ran out as it was submitted.
+  if (const auto call = std::exchange(stream.call, nullptr)) service.cancel(call);
   const bool over = stream.upstream_done && stream.request_ended && stream.out.size() == 0;
   if (role == Stream::Role::passed && !over) up->reset(stream.id, error);
   if (std::exchange(stream.counted, false)) service.passed_on(-1);
@@ -301,6 +295,7 @@ void Connection::State::leave(Stream& stream, std::uint32_t error) {
 
 void Connection::State::release(Stream& stream) {
   forget_body(stream);
+  unsent -= stream.unsent;
   // The windows of bytes that the upstream still has: the stream's own is gone with it.
   if (stream.unconsumed > 0) nghttp2_session_consume_connection(session.get(), stream.unconsumed);
   StreamList::remove(stream);
@@ -342,13 +337,16 @@ void Connection::State::on_frame(const nghttp2_frame& frame) {
   if (shutting) return;
   const bool request = frame.hd.type == NGHTTP2_HEADERS || frame.hd.type == NGHTTP2_DATA;
   if (!request) return control_frame(frame);
-  if (frame.hd.type == NGHTTP2_DATA && frame.hd.length == 0 && !ends_stream(frame.hd)) {
+  const bool empty = frame.hd.type == NGHTTP2_DATA && frame.hd.length <= frame.data.padlen;
+  if (empty && !ends_stream(frame.hd)) {
     if (!idle_frames.take(now)) return shut(NGHTTP2_ENHANCE_YOUR_CALM, "empty_frames");
   }
   Stream* stream = find(frame.hd.stream_id);
   if (!stream) return;
   if (stream->role == Stream::Role::headers) headers_ended(*stream);
-  if (ends_stream(frame.hd)) request_ended(*stream);
+  if (ends_stream(frame.hd)) return request_ended(*stream);
+  // As grpcio, which reads one message and does not wait to hear that it was the last.
+  if (stream->role == Stream::Role::body && stream->body.whole()) submit(*stream);
 }
 
 void Connection::State::headers_ended(Stream& stream) {
@@ -362,7 +360,8 @@ void Connection::State::infer_begins(Stream& stream) {
   const bool observed =
       service.observed || (service.traces_observed && stream.headers.sampled());
   // Who observes is told of what has no room, too, and so has to refuse it.
-  if (service.draining || (!observed && !service.has_room())) {
+  const bool room = service.has_room() && unsent <= limits.max_buffered_bytes;
+  if (service.draining || (!observed && !room)) {
     return refuse(stream, service.refuse_unread());
   }
   stream.progress = now;
@@ -417,6 +416,7 @@ void Connection::State::request_ended(Stream& stream) {
 }
 
 void Connection::State::submit(Stream& stream) {
+  StreamList::remove(stream);
   if (!stream.body.whole()) {
     return pass_on_as_arrived(stream, true);  // no message, or not all of one
   }
@@ -437,9 +437,11 @@ void Connection::State::submit(Stream& stream) {
   std::string body = frame_prefix(submitted.message.size()) + submitted.message;
   stream.buffered = body.size();
   buffered += body.size();
-  pass_on_body(stream, body, true);
+  pass_on_body(stream, body, stream.request_ended);
 }
 
+// The metrics do not count what is refused before it was received: too large, or not all of it in
+// time. grpcio refuses such a call before Python hears of it, and is not to be told from the lane.
 void Connection::State::refuse_headers(Stream& stream) {
   // As gRPC's C core puts it; it goes on with the size of each.
   refuse(stream, {Code::resource_exhausted, Reason::invalid_input,
@@ -467,12 +469,23 @@ void Connection::State::refuse(Stream& stream, const Refusal& refusal) {
   nghttp2_submit_response(session.get(), stream.id, all.data(), all.size(), nullptr);
 }
 
+// As gRPC's C core puts it. The metrics have counted an answer by then, as they have over grpcio.
+void Connection::State::refuse_answer(Stream& stream, std::size_t size) {
+  refuse(stream, {Code::resource_exhausted, Reason::failed,
+                  "SERVER: Sent message larger than max (" + std::to_string(size) + " vs. " +
+                      std::to_string(limits.max_message_bytes) + ")"});
+}
+
 void Connection::State::answer(Stream& stream, Reply reply) {
-  stream.role = Stream::Role::answered;
   stream.call.reset();
+  const std::size_t size = reply.message.size() - frame_prefix(0).size();
+  if (size > limits.max_message_bytes) return refuse_answer(stream, size);
+  stream.role = Stream::Role::answered;
   stream.out.trailers = answer_trailers(reply.stages, reply.queue_seconds, reply.version);
   stream.out.bytes = std::move(reply.message);
   stream.out.whole = true;
+  stream.unsent = stream.out.bytes.size();
+  unsent += stream.unsent;
   const nghttp2_nv head[] = {lasting(":status", "200"), lasting("content-type", "application/grpc"),
                              lasting("grpc-accept-encoding", "identity, deflate, gzip")};
   const nghttp2_data_provider provider{{.ptr = &stream}, provide};
@@ -496,6 +509,8 @@ ssize_t Connection::State::on_output(Stream& stream, std::uint8_t* to, std::size
                                      std::uint32_t& flags) {
   const std::size_t count = stream.out.take(to, most);
   if (stream.list == &answering) {
+    unsent -= count;
+    stream.unsent -= count;
     stream.progress = unknown;
     answering.to_back(stream);
   }
@@ -513,7 +528,7 @@ ssize_t Connection::State::on_output(Stream& stream, std::uint8_t* to, std::size
 
 void Connection::State::on_sent(const nghttp2_frame& frame) {
   const std::uint8_t type = frame.hd.type;
-  if (type == NGHTTP2_GOAWAY && shutting) gone = true;
+  if (type == NGHTTP2_GOAWAY) return goaway_sent();
   if (type == NGHTTP2_RST_STREAM) return reset_sent(frame.rst_stream.error_code);
   if (type != NGHTTP2_HEADERS && type != NGHTTP2_DATA) return;
   pings.answered();
@@ -675,7 +690,15 @@ void Connection::State::drain() {
   draining = Drain::announced;
   announced.happens();
   nghttp2_submit_shutdown_notice(session.get());
-  nghttp2_submit_ping(session.get(), NGHTTP2_FLAG_NONE, drain_ping);
+}
+
+// The ping that follows the first GOAWAY: whoever answers it has read that. It would overtake it if
+// both waited to be sent.
+void Connection::State::goaway_sent() {
+  if (shutting) gone = true;
+  if (draining == Drain::announced) {
+    nghttp2_submit_ping(session.get(), NGHTTP2_FLAG_NONE, drain_ping);
+  }
 }
 
 // Calls that began until now are the last.

@@ -35,6 +35,8 @@ constexpr int accepts_per_turn = 256;
 constexpr Seconds accept_pause = 0.1;
 // Seconds between two looks at whether calls are in flight.
 constexpr Seconds idle_look = 0.005;
+// So many times that before a listener closes: more than wait in any backlog, unless they never end.
+constexpr int last_accepts = 64;
 // Turns before the end, for what has been answered.
 constexpr int last_turns = 3;
 
@@ -64,7 +66,7 @@ struct Server::State {
   Seconds timeout() const;
   void dispatch(std::uint64_t key, std::uint32_t events, Seconds now);
   void deliver(Seconds now);
-  void accept_from(int listener, Seconds now);
+  bool accept_from(int listener, Seconds now);
   void welcome(Descriptor socket, const std::string& address, Seconds now);
   void listen(bool on);
   void close_listeners(Seconds now);
@@ -185,7 +187,10 @@ void Server::State::deliver(Seconds now) {
 void Server::State::dispatch(std::uint64_t key, std::uint32_t events, Seconds now) {
   if (key == outbox_key) return;  // was delivered already
   const std::uint64_t id = key / 2;
-  if (id <= listeners.size()) return accept_from(listeners[id - 1].get(), now);
+  if (id <= listeners.size()) {
+    accept_from(listeners[id - 1].get(), now);
+    return;
+  }
   with(id, now, [&](Client& client) {
     key % 2 ? client.upstream_ready(events, now) : client.ready(events, now);
   });
@@ -197,7 +202,8 @@ void Server::State::read_on(Seconds now) {
   reading.clear();
 }
 
-void Server::State::accept_from(int listener, Seconds now) {
+// Whether there may be more.
+bool Server::State::accept_from(int listener, Seconds now) {
   for (int count = 0; count < accepts_per_turn; ++count) {
     sockaddr_storage address{};
     socklen_t size = sizeof address;
@@ -206,11 +212,13 @@ void Server::State::accept_from(int listener, Seconds now) {
     if (socket) {
       welcome(std::move(socket), peer_address(address), now);
     } else if (errno == EAGAIN || errno == EWOULDBLOCK) {
-      return;
+      return false;
     } else if (errno != ECONNABORTED && errno != EINTR) {
-      return listen(false);
+      listen(false);
+      return false;
     }
   }
+  return true;
 }
 
 void Server::State::welcome(Descriptor socket, const std::string& address, Seconds now) {
@@ -244,7 +252,7 @@ void Server::State::listen(bool on) {
 void Server::State::close_listeners(Seconds now) {
   draining = true;
   for (Descriptor& listener : listeners) {
-    accept_from(listener.get(), now);
+    for (int turns = 0; turns < last_accepts && accept_from(listener.get(), now);) ++turns;
     shared.epoll.remove(listener.get());
     listener = Descriptor();
   }

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <new>
 
+#include "h2.h"
+
 namespace lane {
 namespace {
 
@@ -15,6 +17,9 @@ constexpr std::size_t most_window = (1u << 31) - 1;  // RFC 9113 6.9.1
 constexpr std::size_t most_acks = 1000;
 // HEADERS are followed by so many CONTINUATIONs at most (CVE-2024-28182).
 constexpr std::size_t most_continuations = 8;
+// Of a response's headers: no less than an upstream's may have. Those beyond nghttp2 would keep back
+// without a word.
+constexpr std::size_t most_sent_header_bytes = 1024 * 1024;
 // nghttp2's own limit of resets is behind ours: it counts some that we cannot see.
 constexpr double reset_slack = 2;
 
@@ -53,6 +58,8 @@ Option make_option(const Limits& limits) {
   nghttp2_option_set_no_auto_window_update(raw, 1);
   nghttp2_option_set_no_closed_streams(raw, 1);
   nghttp2_option_set_max_outbound_ack(raw, most_acks);
+  nghttp2_option_set_max_send_header_block_length(raw, most_sent_header_bytes);
+  allow_outer_spaces(raw);
   limit_continuations(raw, most_continuations);
   limit_resets(raw, limits);
   return option;

@@ -40,7 +40,7 @@ void Stream::reset(std::int32_t number, Seconds now) {
   call.reset();
   out = Output();
   request_ended = response_begun = upstream_done = counted = false;
-  buffered = withheld = unconsumed = consumed = 0;
+  buffered = unsent = withheld = unconsumed = consumed = 0;
 }
 
 std::size_t Stream::consumed_before(std::size_t bytes) {

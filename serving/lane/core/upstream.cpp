@@ -40,6 +40,8 @@
 #include <utility>
 #include <vector>
 
+#include "h2.h"
+
 namespace lane {
 namespace {
 
@@ -207,12 +209,11 @@ struct UpstreamConnection::State {
   static State& of(void* self) { return *static_cast<State*>(self); }
 
   static int on_begin_headers(nghttp2_session*, const nghttp2_frame* frame, void* self) noexcept {
-    if (Stream* stream = of(self).by_upstream(frame->hd.stream_id)) {
-      stream->headers.clear();
-      stream->headers.reserve(8);
-      stream->header_bytes = 0;
-    }
-    return 0;
+    Stream* stream = of(self).by_upstream(frame->hd.stream_id);
+    if (!stream) return 0;
+    stream->header_bytes = 0;
+    stream->headers.clear();
+    return guarded([&] { stream->headers.reserve(8); });
   }
 
   static int on_header(nghttp2_session*, const nghttp2_frame* frame, const std::uint8_t* name,
@@ -223,9 +224,10 @@ struct UpstreamConnection::State {
     stream->header_bytes += name_size + value_size;
     // RST_STREAM with INTERNAL_ERROR, and the connection goes on.
     if (stream->header_bytes > most_header_bytes) return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE;
-    stream->headers.push_back({{reinterpret_cast<const char*>(name), name_size},
-                               {reinterpret_cast<const char*>(value), value_size}});
-    return 0;
+    return guarded([&] {
+      stream->headers.push_back({{reinterpret_cast<const char*>(name), name_size},
+                                 {reinterpret_cast<const char*>(value), value_size}});
+    });
   }
 
   static int on_frame(nghttp2_session*, const nghttp2_frame* frame, void* self) noexcept {
@@ -233,9 +235,13 @@ struct UpstreamConnection::State {
     if (frame->hd.type != NGHTTP2_HEADERS && frame->hd.type != NGHTTP2_DATA) return 0;
     Stream* stream = of(self).by_upstream(frame->hd.stream_id);
     const bool end = frame->hd.flags & NGHTTP2_FLAG_END_STREAM;
-    if (stream && frame->hd.type == NGHTTP2_HEADERS) of(self).pass_headers(*stream, end);
-    if (stream && frame->hd.type == NGHTTP2_DATA && end) of(self).pass_trailers(*stream, {});
-    return 0;
+    if (!stream) return 0;
+    return guarded([&] {
+      if (frame->hd.type == NGHTTP2_HEADERS)
+        of(self).pass_headers(*stream, end);
+      else if (end)
+        of(self).pass_trailers(*stream, {});
+    });
   }
 
   static int on_data(nghttp2_session* session, std::uint8_t, std::int32_t number,
@@ -246,8 +252,8 @@ struct UpstreamConnection::State {
       return 0;
     }
     stream->held += size;
-    of(self).downstream.upstream_data(stream->client, {reinterpret_cast<const char*>(data), size});
-    return 0;
+    const std::string_view bytes(reinterpret_cast<const char*>(data), size);
+    return guarded([&] { of(self).downstream.upstream_data(stream->client, bytes); });
   }
 
   static int on_not_sent(nghttp2_session*, const nghttp2_frame* frame, int error,
@@ -262,15 +268,18 @@ struct UpstreamConnection::State {
   static int on_close(nghttp2_session*, std::int32_t number, std::uint32_t error,
                       void* self) noexcept {
     of(self).active -= 1;
-    if (Stream* stream = of(self).by_upstream(number)) of(self).close(*stream, error);
-    return 0;
+    Stream* stream = of(self).by_upstream(number);
+    if (!stream) return 0;
+    return guarded([&] { of(self).close(*stream, error); });
   }
 
   static ssize_t read(nghttp2_session*, std::int32_t number, std::uint8_t* buffer, std::size_t room,
                       std::uint32_t* flags, nghttp2_data_source*, void* self) noexcept {
     Stream* stream = of(self).by_upstream(number);
     if (!stream) return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE;
-    return of(self).frame(*stream, buffer, room, *flags);
+    ssize_t size = 0;
+    const int failed = guarded([&] { size = of(self).frame(*stream, buffer, room, *flags); });
+    return failed ? failed : size;
   }
 
   // --- helpers; downstream is always told last, as it may end the stream in answer ---
@@ -412,8 +421,7 @@ Session UpstreamConnection::State::make_session(State* self) {
   nghttp2_option_set_no_closed_streams(option, 1);
   nghttp2_option_set_max_send_header_block_length(option, most_sent_header_bytes);
   nghttp2_option_set_max_deflate_dynamic_table_size(option, deflate_table_bytes);
-  // gRPC's metadata may begin and end with spaces; whoever asks grpcio directly gets them.
-  nghttp2_option_set_no_rfc9113_leading_and_trailing_ws_validation(option, 1);
+  allow_outer_spaces(option);
 
   nghttp2_session* session = nullptr;
   check(nghttp2_session_client_new2(&session, made, self, option));
