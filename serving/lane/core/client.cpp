@@ -138,6 +138,11 @@ void Client::drain(Seconds now) {
   if (connection_) connection_->drain();
 }
 
+void Client::end(Seconds now) {
+  touch(now);
+  if (connection_) connection_->end();
+}
+
 void Client::tick(Seconds now) {
   touch(now);
   schedule(now + look_again);  // also if what follows throws

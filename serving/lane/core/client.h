@@ -43,6 +43,7 @@ class Client {
   void read(Seconds now);
   void finish(std::int32_t stream, std::variant<Reply, Refusal> result, Seconds now);
   void drain(Seconds now);
+  void end(Seconds now);
   // Acts on what is due.
   void tick(Seconds now);
   // Sends what there is; of those in Shared::touched.

@@ -891,6 +891,8 @@ void Connection::finish(std::int32_t id, std::variant<Reply, Refusal> result) {
 
 void Connection::drain() { state_->drain(); }
 
+void Connection::end() { state_->shut(NGHTTP2_NO_ERROR, {}); }
+
 Seconds Connection::tick(Seconds now) { return state_->tick(now); }
 
 bool Connection::finished() const { return state_->finished(); }

@@ -66,6 +66,8 @@ class Connection : public Downstream {
 
   // Ask the client to go elsewhere: GOAWAY, twice, as RFC 9113 6.8 has it; calls in flight go on.
   void drain();
+  // The last GOAWAY at once, and nothing after it: calls that had not begun may be made elsewhere.
+  void end();
   // Acts on what has become due; when to come again, infinity for never.
   Seconds tick(Seconds now);
   // Nothing is in flight and nothing is left to send, or it is broken: it may be closed.

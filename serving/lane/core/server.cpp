@@ -69,6 +69,7 @@ struct Server::State {
   bool accept_from(int listener, Seconds now);
   void welcome(Descriptor socket, const std::string& address, Seconds now);
   void listen(bool on);
+  void end_all();
   void close_listeners(Seconds now);
   void read_on(Seconds now);
   void look(Seconds now);
@@ -133,11 +134,18 @@ void Server::State::run() {
   listen(true);
   while (!stop_asked.load()) turn(timeout());
   for (int count = 0; count < last_turns; ++count) turn(0);
-  clients.clear();
+  end_all();
   connected.store(0);
   std::lock_guard lock(mutex);
   over = true;
   changed.notify_all();
+}
+
+void Server::State::end_all() {
+  const Seconds now = lane::now();
+  for (const auto& [id, client] : clients) with(id, now, [&](Client& each) { each.end(now); });
+  flush(now);
+  clients.clear();
 }
 
 Seconds Server::State::timeout() const {
