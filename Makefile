@@ -87,9 +87,12 @@ lane-asan-python: $(VENV)/.$(RUNTIME)-dev
 	@$(LANE_ASAN) -DLANE_BINDING=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
 	  -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) >/dev/null
 	@cmake --build build/lane-asan --target native --parallel $(LANE_JOBS) >/dev/null
-	LD_PRELOAD="$$(clang++ -print-file-name=libclang_rt.asan-x86_64.so) $$(clang++ -print-file-name=libstdc++.so)" \
-	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=tests/lane/sanitized \
-	  DIGITS_TRANSPORT=native LANE_MODULE=$$(ls build/lane-asan/native.*.so) $(BIN)/python -m pytest -n 2 $(LANE_ASAN_TESTS)
+	@rm -f build/lane-asan/report.*
+	LD_PRELOAD="$$(clang++ -print-file-name=libclang_rt.asan-$$(uname -m).so) $$(clang++ -print-file-name=libstdc++.so)" \
+	  ASAN_OPTIONS=detect_leaks=0:log_path=$(CURDIR)/build/lane-asan/report UBSAN_OPTIONS=print_stacktrace=1 \
+	  PYTHONPATH=tests/lane/sanitized LANE_MODULE=$$(ls $(CURDIR)/build/lane-asan/native.*.so) DIGITS_TRANSPORT=native \
+	  $(BIN)/python -m pytest -n 2 --maxfail=3 $(LANE_ASAN_TESTS) && ! cat build/lane-asan/report.* 2>/dev/null || \
+	  { cat build/lane-asan/report.* 2>/dev/null; exit 1; }
 
 # What a fuzzer finds new stays in build/; a crash, a hang or too much memory fails.
 lane-fuzz:
