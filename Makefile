@@ -28,12 +28,16 @@ TORCHSERVE_ARGUMENTS = --model-repository $(MODEL_REPOSITORY) $(if $(MODELS),--m
 # The tests that are also run over the native transport, by `make lane-test`.
 LANE_TESTS ?=
 # And those that are run over a module with AddressSanitizer in it, by `make lane-asan-python`.
-LANE_ASAN_TESTS ?= tests/test_batcher.py
+LANE_ASAN_TESTS ?= tests/test_native_batcher.py tests/test_batcher.py tests/test_transports.py tests/test_reload.py \
+  tests/test_protocol.py
 # For each fuzzer.
 SECONDS_EACH ?= 20
 LANE_SOURCES := $(wildcard serving/lane/CMakeLists.txt serving/lane/build.py serving/lane/core/* serving/lane/binding/*)
-# Sanitizers and fuzzers are clang's (Debian: apt-get install clang doctest-dev).
-LANE_CLANG = cmake -S serving/lane -DCMAKE_CXX_COMPILER=clang++ -DCMAKE_BUILD_TYPE=RelWithDebInfo -DLANE_BINDING=OFF
+# Sanitizers and fuzzers are clang's (Debian: apt-get install clang doctest-dev). What is built for
+# AddressSanitizer is built once, for the tests, the module and the fuzzers.
+LANE_CLANG = cmake -S serving/lane -DCMAKE_CXX_COMPILER=clang++ -DCMAKE_BUILD_TYPE=RelWithDebInfo -DLANE_TESTS=ON
+LANE_ASAN = $(LANE_CLANG) -B build/lane-asan -DLANE_FUZZ=ON -DLANE_SANITIZE=address,undefined
+LANE_FUZZERS := $(patsubst tests/lane/fuzz_%.cpp,%,$(wildcard tests/lane/fuzz_*.cpp))
 LANE_JOBS := $(shell nproc)
 
 # How an image is built: TAG CONTEXT OPTION... are added to this.
@@ -65,36 +69,38 @@ lane: $(VENV)/.$(RUNTIME)
 lane-test: lane-asan lane-tsan lane-asan-python lane-python
 
 lane-asan:
-	@$(LANE_CLANG) -B build/lane-asan -DLANE_TESTS=ON -DLANE_SANITIZE=address,undefined >/dev/null
-	@cmake --build build/lane-asan --parallel $(LANE_JOBS) >/dev/null
+	@$(LANE_ASAN) -DLANE_BINDING=OFF >/dev/null
+	@cmake --build build/lane-asan --target lane_tests --parallel $(LANE_JOBS) >/dev/null
 	build/lane-asan/lane_tests
 
 lane-tsan:
-	@$(LANE_CLANG) -B build/lane-tsan -DLANE_TESTS=ON -DLANE_SANITIZE=thread >/dev/null
-	@cmake --build build/lane-tsan --parallel $(LANE_JOBS) >/dev/null
+	@$(LANE_CLANG) -B build/lane-tsan -DLANE_BINDING=OFF -DLANE_SANITIZE=thread >/dev/null
+	@cmake --build build/lane-tsan --target lane_tests --parallel $(LANE_JOBS) >/dev/null
 	build/lane-tsan/lane_tests
 
 lane-python: $(VENV)/.$(RUNTIME)-dev lane
 	$(if $(LANE_TESTS),$(BIN)/python -m pytest --transport=native $(LANE_TESTS))
 
-# The module is g++'s, whose sanitizer is a shared library: it must be in the process before Python.
-# Python itself frees little as it ends, so that leaks are not looked for.
+# Python has no sanitizer, so that the sanitizer's library must be in the process before it; and it
+# frees little as it ends, so that leaks are not looked for. Servers that tests start have it too.
 lane-asan-python: $(VENV)/.$(RUNTIME)-dev
-	@cmake -S serving/lane -B build/lane-asan-python -DCMAKE_CXX_COMPILER=g++ -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS=-O1 \
-	  -DLANE_SANITIZE=address,undefined -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
+	@$(LANE_ASAN) -DLANE_BINDING=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
 	  -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) >/dev/null
-	@cmake --build build/lane-asan-python --parallel $(LANE_JOBS) >/dev/null
-	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
-	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=tests/lane/sanitized \
-	  LANE_MODULE=$$(ls build/lane-asan-python/native.*.so) $(BIN)/python -m pytest $(LANE_ASAN_TESTS)
+	@cmake --build build/lane-asan --target native --parallel $(LANE_JOBS) >/dev/null
+	@rm -f build/lane-asan/report.*
+	LD_PRELOAD="$$(clang++ -print-file-name=libclang_rt.asan-$$(uname -m).so) $$(clang++ -print-file-name=libstdc++.so)" \
+	  ASAN_OPTIONS=detect_leaks=0:log_path=$(CURDIR)/build/lane-asan/report UBSAN_OPTIONS=print_stacktrace=1 \
+	  PYTHONPATH=tests/lane/sanitized LANE_MODULE=$$(ls $(CURDIR)/build/lane-asan/native.*.so) DIGITS_TRANSPORT=native \
+	  $(BIN)/python -m pytest -n 2 --maxfail=3 $(LANE_ASAN_TESTS) && ! cat build/lane-asan/report.* 2>/dev/null || \
+	  { cat build/lane-asan/report.* 2>/dev/null; exit 1; }
 
 # What a fuzzer finds new stays in build/; a crash, a hang or too much memory fails.
 lane-fuzz:
-	@$(LANE_CLANG) -B build/lane-fuzz -DLANE_FUZZ=ON -DLANE_SANITIZE=address,undefined >/dev/null
-	@cmake --build build/lane-fuzz --parallel $(LANE_JOBS) >/dev/null
-	@for each in $(patsubst tests/lane/fuzz_%.cpp,%,$(wildcard tests/lane/fuzz_*.cpp)); do \
-	  mkdir -p build/lane-fuzz/$$each tests/lane/corpus/$$each; log=build/lane-fuzz/$$each.log; \
-	  build/lane-fuzz/fuzz_$$each build/lane-fuzz/$$each tests/lane/corpus/$$each -max_total_time=$(SECONDS_EACH) \
+	@$(LANE_ASAN) -DLANE_BINDING=OFF >/dev/null
+	@cmake --build build/lane-asan --target $(LANE_FUZZERS:%=fuzz_%) --parallel $(LANE_JOBS) >/dev/null
+	@for each in $(LANE_FUZZERS); do \
+	  mkdir -p build/lane-fuzz/$$each; log=build/lane-fuzz/$$each.log; \
+	  build/lane-asan/fuzz_$$each build/lane-fuzz/$$each tests/lane/corpus/$$each -max_total_time=$(SECONDS_EACH) \
 	    -timeout=10 -rss_limit_mb=1024 -artifact_prefix=build/lane-fuzz/$$each- -print_final_stats=1 >$$log 2>&1 || \
 	    { cat $$log; exit 1; }; \
 	  sed -n "s/^stat::number_of_executed_units: */fuzz_$$each: executions: /p" $$log; done
