@@ -10,16 +10,15 @@ import grpc
 import pytest
 from conftest import (
     PATIENCE,
-    SLOW_SIZE,
     crowd,
     publish_slow,
     publish_times,
     running_server,
+    slow_request,
     times_request,
 )
 
 from serving.access import Caller, Sampling
-from serving.pb import inference_pb2 as pb
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 TRACEPARENT = f"00-{TRACE_ID}-b7ad6b7169203331-00"
@@ -108,10 +107,8 @@ def test_requests_refused_unread_are_lines_too(
 ) -> None:
     caplog.set_level(logging.INFO)
     publish_slow(tmp_path)
-    request = pb.ModelInferRequest(model_name="slow", raw_input_contents=[bytes(4 * SLOW_SIZE)])
-    request.inputs.add(name="x", datatype="FP32", shape=[1, SLOW_SIZE])
-    with running_server(tmp_path, access_log=1, max_in_flight=1) as running:
-        codes = [call.code().name for call in crowd(running, request)]
+    with running_server(tmp_path, access_log=1, max_in_flight=1, max_batch_size=1) as running:
+        codes = [call.code().name for call in crowd(running, slow_request())]
     assert {"OK", "RESOURCE_EXHAUSTED"} == set(codes)
     told = facts(caplog)
     assert sorted(line["code"] for line in told) == sorted(codes)
