@@ -162,3 +162,15 @@ def test_a_sampling_takes_the_first_of_so_many_until_it_has_enough() -> None:
 )
 def test_a_trace_is_told_by_its_id(traceparent: str, trace_id: str) -> None:
     assert Caller("ModelInfer", "", "", traceparent).trace_id == trace_id
+
+
+def test_who_calls_cannot_say_who_calls(models: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    forged = (("x-digits-peer", "ipv4:10.0.0.1:1"), ("x-digits-peer-identity", "CN=root"))
+    with running_server(models, access_log=1) as running:
+        running.stub.ModelInfer(times_request(1), metadata=forged)
+        assert len(list(running.stub.ModelStreamInfer(iter([times_request(1)]), metadata=forged)))
+        assert running.server.inference.wait_until_idle(PATIENCE)
+    assert len(facts(caplog)) == 2
+    for line in facts(caplog):
+        assert line["peer"].startswith(("ipv4:127.0.0.1:", "ipv6:%5B::1%5D:"))

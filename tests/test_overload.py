@@ -265,7 +265,8 @@ def test_after_a_storm_of_answers_deadlines_and_cancellations_nothing_is_left(
     options: dict[str, Any] = {"instance_count": 2, "max_batch_size": 2, "max_queue_size": 50}
     random = np.random.default_rng(7)
     with serve(repository, transport=transport, **options) as own:
-        request, calls = images(digits, 1), []
+        request = images(digits, 1)
+        calls: list[Any] = []
         for number in range(1000):
             wait = float(random.choice([1e-3, LIFETIME]))
             calls.append(own.stub.ModelInfer.future(request, timeout=wait))
