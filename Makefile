@@ -25,8 +25,11 @@ MODELS ?=
 MODEL_REPOSITORY ?= models
 TORCHSERVE_ARGUMENTS = --model-repository $(MODEL_REPOSITORY) $(if $(MODELS),--models $(MODELS))
 
-# The tests that are also run over the native transport, by `make lane-test`.
-LANE_TESTS ?=
+# The tests of servers that `make test` runs over grpcio alone; `make lane-python` runs them over the
+# lane. The others take each transport in turn: test_overload, test_tls, test_transports.
+LANE_TESTS ?= $(patsubst %,tests/test_%.py,access admin client control digits_service drift_serving \
+  feedback_workers healthcheck load load_metrics logs parity probe prometheus protocol reload server \
+  tracing workers)
 # And those that are run over a module with AddressSanitizer in it, by `make lane-asan-python`.
 LANE_ASAN_TESTS ?= tests/test_native_batcher.py tests/test_batcher.py tests/test_transports.py tests/test_reload.py \
   tests/test_protocol.py
@@ -79,7 +82,7 @@ lane-tsan:
 	build/lane-tsan/lane_tests
 
 lane-python: $(VENV)/.$(RUNTIME)-dev lane
-	$(if $(LANE_TESTS),$(BIN)/python -m pytest --transport=native $(LANE_TESTS))
+	DIGITS_TRANSPORT=native $(BIN)/python -m pytest -n 2 --dist loadfile $(LANE_TESTS)
 
 # Python has no sanitizer, so that the sanitizer's library must be in the process before it; and it
 # frees little as it ends, so that leaks are not looked for. Servers that tests start have it too.
@@ -107,7 +110,7 @@ lane-fuzz:
 
 # Needs the package index for the clients; `make interop CLIENTS=reflection` for one of them.
 interop: $(VENV)/.$(RUNTIME)-dev $(VENV)/.lane $(CLIENTS:%=$(INTEROP)/%/.done)
-	$(BIN)/python -m pytest $(CLIENTS:%=tests/interop/test_%.py)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(CLIENTS:%=tests/interop/test_%.py)
 
 # The published models in TorchServe, which is archived upstream: for those who have it.
 torchserve-archive: $(TORCHSERVE_VENV)/.done

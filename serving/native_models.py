@@ -32,7 +32,6 @@ _SLOTS = {
     "busy": Exported.instances_busy,
     "kept": Kept.requests,
     "last_inference": Kept.last_inference,
-    "predicted": Kept.predicted,
 }
 _HISTOGRAMS = {
     "request_rows": (Exported.request_rows, ROWS),
@@ -42,6 +41,10 @@ _HISTOGRAMS = {
     "compute_infer": (Exported.compute_infer_seconds, SECONDS),
     "compute_output": (Exported.compute_output_seconds, SECONDS),
     "batch_rows": (Exported.batch_rows, ROWS),
+}
+# Those of a version that tells classes; of another, nothing is shown.
+_PREDICTION_SLOTS = {"predicted": Kept.predicted}
+_PREDICTION_HISTOGRAMS = {
     "confidence": (Exported.confidence, CONFIDENCE_EDGES),
     "ink": (Exported.ink, INK_EDGES),
 }
@@ -86,16 +89,21 @@ class NativeSeries:
 
         return slots
 
-    def of_version(self, version: Version, labels: tuple[str, ...]) -> dict[str, Any]:
-        """All that counting a version takes, for the lane's ModelCounters."""
+    def of_version(
+        self, version: Version, classes: bool, labels: tuple[str, ...]
+    ) -> dict[str, Any]:
+        """All that counting a version takes, for the lane's ModelCounters; `labels` are those that
+        are counted by themselves, of one that tells `classes`."""
+        slots = _SLOTS | (_PREDICTION_SLOTS if classes else {})
+        histograms = _HISTOGRAMS | (_PREDICTION_HISTOGRAMS if classes else {})
         return {
             "slots": {
                 "answered": self.slots(Exported.requests, *version, "OK"),
-                **{name: self.slots(family, *version) for name, family in _SLOTS.items()},
+                **{name: self.slots(family, *version) for name, family in slots.items()},
             },
             "histograms": {
                 name: (self.slots(family, *version), bounds)
-                for name, (family, bounds) in _HISTOGRAMS.items()
+                for name, (family, bounds) in histograms.items()
             },
             "predictions": [self.slots(Exported.predictions, *version, each) for each in labels],
             "refusal": self.refusals(*version),
@@ -117,7 +125,7 @@ class NativeModels:
         self._server = server
         self._series = series
         self._config = config
-        self._counters: dict[tuple[str, ...], native.ModelCounters] = {}
+        self._counters: dict[tuple[Version, bool, tuple[str, ...]], native.ModelCounters] = {}
 
     def takes(self, model: Model) -> bool:
         """Whether rows of its requests can be stacked as they are: not those of BYTES."""
@@ -160,8 +168,8 @@ class NativeModels:
     def _counters_of(self, manifest: Manifest, classes: bool) -> native.ModelCounters:
         version = (manifest.name, str(manifest.version))
         labels = manifest.labels if classes and len(manifest.labels) <= MOST_LABELS else ()
-        key = (*version, *labels)
+        key = (version, classes, labels)
         if key not in self._counters:
-            found = self._series.of_version(version, labels)
+            found = self._series.of_version(*key)
             self._counters[key] = self._module.ModelCounters(**found)
         return self._counters[key]

@@ -100,6 +100,9 @@ BATCHERS = (
     pytest.param(NativeBatcher, id="native", marks=pytest.mark.lane),
 )
 
+# The same of a server's, for tests that are about what both promise.
+TRANSPORTS = ("grpcio", pytest.param("native", marks=pytest.mark.lane))
+
 NO_CUDA = pytest.StashKey[str | None]()
 GPU_TESTS_LEFT_OUT = pytest.StashKey[int]()
 
@@ -261,28 +264,43 @@ def save(graph: onnx.GraphProto, path: Path) -> None:
     onnx.save(model, path)
 
 
-def save_slow(path: Path) -> None:
-    """Squares one large constant matrix again and again, which takes a fair part of a second."""
-    matrix = np.eye(SLOW_SIZE, dtype=np.float32)
-    nodes = [helper.make_node("Gemm", ["x", "matrix"], ["y0"])]
-    # The row decides the diagonal, so that no optimiser can fold the products away.
-    nodes += [helper.make_node("Mul", ["matrix", "y0"], ["m0"])]
-    nodes += [helper.make_node("MatMul", [f"m{i}", f"m{i}"], [f"m{i + 1}"]) for i in range(4)]
-    nodes += [helper.make_node("MatMul", ["x", "m4"], ["y"])]
+def save_slow(path: Path, shared: bool) -> None:
+    """Squares a large matrix of each row again and again, which takes a fair part of a second."""
+    apart, together = ("Unsqueeze", "Squeeze") if shared else ("Identity", "Identity")
+    middle = ["middle"] if shared else []
+    nodes = [
+        helper.make_node(apart, ["x", *middle], ["rows"]),
+        # The row is the diagonal, so that no optimiser can fold the products away.
+        helper.make_node("Mul", ["matrix", "rows"], ["m0"]),
+        *(helper.make_node("MatMul", [f"m{i}", f"m{i}"], [f"m{i + 1}"]) for i in range(4)),
+        helper.make_node("MatMul", ["rows", "m4"], ["products"]),
+        helper.make_node(together, ["products", *middle], ["y"]),
+    ]
     graph = helper.make_graph(
         nodes,
         "slow",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", SLOW_SIZE])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", SLOW_SIZE])],
-        [numpy_helper.from_array(matrix, "matrix")],
+        [
+            numpy_helper.from_array(np.eye(SLOW_SIZE, dtype=np.float32), "matrix"),
+            numpy_helper.from_array(np.array([1]), "middle"),
+        ],
     )
     save(graph, path)
 
 
-def publish_slow(repository: Path) -> Path:
-    """Publish a model for one row at a time that keeps an instance busy."""
+def publish_slow(repository: Path, shared: bool = True) -> Path:
+    """Publish a model that keeps an instance busy; `shared` says whether requests share a run."""
     x, y = (TensorSpec(name, "FP32", (-1, SLOW_SIZE)) for name in ("x", "y"))
-    return publish_model(repository, "slow", save_slow, (x,), (y,))
+    return publish_model(repository, "slow", lambda path: save_slow(path, shared), (x,), (y,))
+
+
+def slow_request(name: str = "", value: float = 0.0) -> pb.ModelInferRequest:
+    """One row of that value for `slow`, which answers its 17th power."""
+    raw = np.full(SLOW_SIZE, value, np.float32).tobytes()
+    request = pb.ModelInferRequest(id=name, model_name="slow", raw_input_contents=[raw])
+    request.inputs.add(name="x", datatype="FP32", shape=[1, SLOW_SIZE])
+    return request
 
 
 def publish_model(
@@ -447,6 +465,13 @@ def running_server(repository: Path, **options: object) -> Iterator[Running]:
             yield Running(server, address, channel, stub, url)
     finally:
         server.stop()
+
+
+@pytest.fixture(scope="session", params=TRANSPORTS)
+def transport(request: pytest.FixtureRequest) -> str:
+    """Each transport in turn, for what is about the promises of both: ServerConfig's option."""
+    found: str = request.param
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -10,16 +10,15 @@ import grpc
 import pytest
 from conftest import (
     PATIENCE,
-    SLOW_SIZE,
     crowd,
     publish_slow,
     publish_times,
     running_server,
+    slow_request,
     times_request,
 )
 
 from serving.access import Caller, Sampling
-from serving.pb import inference_pb2 as pb
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 TRACEPARENT = f"00-{TRACE_ID}-b7ad6b7169203331-00"
@@ -108,10 +107,8 @@ def test_requests_refused_unread_are_lines_too(
 ) -> None:
     caplog.set_level(logging.INFO)
     publish_slow(tmp_path)
-    request = pb.ModelInferRequest(model_name="slow", raw_input_contents=[bytes(4 * SLOW_SIZE)])
-    request.inputs.add(name="x", datatype="FP32", shape=[1, SLOW_SIZE])
-    with running_server(tmp_path, access_log=1, max_in_flight=1) as running:
-        codes = [call.code().name for call in crowd(running, request)]
+    with running_server(tmp_path, access_log=1, max_in_flight=1, max_batch_size=1) as running:
+        codes = [call.code().name for call in crowd(running, slow_request())]
     assert {"OK", "RESOURCE_EXHAUSTED"} == set(codes)
     told = facts(caplog)
     assert sorted(line["code"] for line in told) == sorted(codes)
@@ -165,3 +162,15 @@ def test_a_sampling_takes_the_first_of_so_many_until_it_has_enough() -> None:
 )
 def test_a_trace_is_told_by_its_id(traceparent: str, trace_id: str) -> None:
     assert Caller("ModelInfer", "", "", traceparent).trace_id == trace_id
+
+
+def test_who_calls_cannot_say_who_calls(models: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    forged = (("x-digits-peer", "ipv4:10.0.0.1:1"), ("x-digits-peer-identity", "CN=root"))
+    with running_server(models, access_log=1) as running:
+        running.stub.ModelInfer(times_request(1), metadata=forged)
+        assert len(list(running.stub.ModelStreamInfer(iter([times_request(1)]), metadata=forged)))
+        assert running.server.inference.wait_until_idle(PATIENCE)
+    assert len(facts(caplog)) == 2
+    for line in facts(caplog):
+        assert line["peer"].startswith(("ipv4:127.0.0.1:", "ipv6:%5B::1%5D:"))

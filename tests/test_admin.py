@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import socket
 from collections.abc import Iterator
 
 import grpc
@@ -15,6 +17,7 @@ from serving.admin import is_local, require_admin
 from serving.batch import Stages
 from serving.errors import InvalidInput, NotAllowed
 from serving.pb import inference_pb2 as pb
+from serving.pb import inference_pb2_grpc as pb_grpc
 from serving.trace import Tracer
 
 
@@ -211,7 +214,7 @@ def test_a_trace_setting_that_cannot_be_is_named_and_changes_nothing(
 def administered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     repository = tmp_path_factory.mktemp("models")
     publish_times(repository)
-    with running_server(repository, allow_admin=True) as running:
+    with running_server(repository, allow_admin=True, host="0.0.0.0") as running:
         yield running
 
 
@@ -221,6 +224,33 @@ def change_trace(running: Running, model: str = "", **settings: list[str]) -> di
         request.settings[name].value.extend(values)
     answer = running.stub.TraceSetting(request).settings
     return {name: list(each.value) for name, each in answer.items()}
+
+
+def addresses_elsewhere() -> list[str]:
+    """By which others reach this machine: where it has a route to anywhere, one."""
+    with contextlib.suppress(OSError), socket.socket(type=socket.SOCK_DGRAM) as unsent:
+        unsent.connect(("192.0.2.1", 9))
+        return [unsent.getsockname()[0]]
+    return []
+
+
+def test_administration_is_open_to_this_machine_whatever_callers_say_of_themselves(
+    administered: Running,
+) -> None:
+    port = administered.address.rpartition(":")[2]
+    request = pb.TraceSettingRequest(model_name="times")
+    request.settings["trace_rate"].value.append("1000")
+    allowed, local, elsewhere = [], "ipv4:127.0.0.1:1", "ipv4:10.0.0.1:1"
+    for address in ("localhost", *addresses_elsewhere()):
+        with grpc.insecure_channel(f"{address}:{port}") as channel:
+            stub = pb_grpc.GRPCInferenceServiceStub(channel)
+            for said in (local, elsewhere, "unix:"):
+                call = stub.TraceSetting.future(
+                    request, metadata=(("x-digits-peer", said),), timeout=PATIENCE
+                )
+                allowed.append(call.code() is grpc.StatusCode.OK)
+    assert allowed == [True] * 3 + [False] * (len(allowed) - 3)
+    change_trace(administered, "times", trace_rate=[])
 
 
 def test_a_traced_request_is_one_line_that_says_what_it_cost(

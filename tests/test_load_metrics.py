@@ -15,7 +15,6 @@ import pytest
 from conftest import (
     LIFETIME,
     PATIENCE,
-    SLOW_SIZE,
     Digits,
     Running,
     crowd,
@@ -23,6 +22,7 @@ from conftest import (
     publish_model,
     publish_slow,
     save,
+    slow_request,
     until,
 )
 from onnx import TensorProto, helper, numpy_helper
@@ -79,14 +79,6 @@ def images(digits: Digits, rows: int, model: str = "classifier") -> pb.ModelInfe
     some = digits.images[:rows]
     request = pb.ModelInferRequest(model_name=model, raw_input_contents=[some.tobytes()])
     request.inputs.add(name="images", datatype="UINT8", shape=some.shape)
-    return request
-
-
-def slow(request_id: str = "") -> pb.ModelInferRequest:
-    request = pb.ModelInferRequest(
-        model_name="slow", id=request_id, raw_input_contents=[bytes(4 * SLOW_SIZE)]
-    )
-    request.inputs.add(name="x", datatype="FP32", shape=[1, SLOW_SIZE])
     return request
 
 
@@ -166,17 +158,19 @@ def test_a_model_that_fails_is_counted_as_such(serve: Serve, tmp_path: Path) -> 
 def test_what_is_refused_unread_is_counted_apart(serve: Serve, tmp_path: Path) -> None:
     publish_slow(tmp_path)
     with serve(tmp_path, max_batch_size=1, max_in_flight=3) as own:
-        refused = sum(call.code() is CODE.RESOURCE_EXHAUSTED for call in crowd(own, slow()))
+        refused = sum(call.code() is CODE.RESOURCE_EXHAUSTED for call in crowd(own, slow_request()))
         found = once_idle(own)
         assert rejected(found, **NOBODY) == {"overloaded": refused}
         assert rejected(found, **SLOW) == {}
         assert value(found, "inference_request_bytes_total", **NOBODY) == 0
         own.server.inference.service.draining = True
-        answer = own.server.inference.service.refuse_unread(slow("last").SerializeToString())
+        answer = own.server.inference.service.refuse_unread(
+            slow_request("last").SerializeToString()
+        )
         assert (answer.status, answer.request_id) == ("UNAVAILABLE", "last")
         found = samples(own)
         assert rejected(found, **NOBODY) == {"overloaded": refused, "draining": 1}
-        size = slow("last").ByteSize()
+        size = slow_request("last").ByteSize()
         assert value(found, "inference_request_bytes_total", **NOBODY) == size
 
 
@@ -196,7 +190,7 @@ def test_how_full_the_server_is_shows_while_it_is_and_not_after(
         calls = []
 
         def one_runs_and_others_wait() -> bool:
-            calls.append(own.stub.ModelInfer.future(slow(), timeout=LIFETIME))
+            calls.append(own.stub.ModelInfer.future(slow_request(), timeout=LIFETIME))
             in_flight, busy, pending = fullness(samples(own))
             return pending is not None and 0 < pending == (in_flight or 0) - 1 and busy == 1
 

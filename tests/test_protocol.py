@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from conftest import PATIENCE, SLOW_SIZE, Digits, Running, crowd, publish_slow
+from conftest import PATIENCE, Digits, Running, publish_slow, slow_request
 
 from serving.pb import inference_pb2 as pb
 from serving.servicer import SERVICE
@@ -28,14 +28,6 @@ CODE = grpc.StatusCode
 def images_request(images: Any, model: str = "classifier", name: str = "") -> pb.ModelInferRequest:
     request = pb.ModelInferRequest(id=name, model_name=model, raw_input_contents=[images.tobytes()])
     request.inputs.add(name="images", datatype="UINT8", shape=images.shape)
-    return request
-
-
-def slow_request(name: str = "") -> pb.ModelInferRequest:
-    request = pb.ModelInferRequest(
-        id=name, model_name="slow", raw_input_contents=[bytes(4 * SLOW_SIZE)]
-    )
-    request.inputs.add(name="x", datatype="FP32", shape=[1, SLOW_SIZE])
     return request
 
 
@@ -215,55 +207,6 @@ def test_a_stream_that_is_cancelled_leaves_the_queue(slow: Running) -> None:
     stream.cancel()
     assert slow.stub.ModelInfer(slow_request("next"), timeout=PATIENCE).id == "next"
     assert slow.server.inference.wait_until_idle(PATIENCE)
-
-
-def test_a_full_queue_refuses_at_once_and_says_when_to_try_again(slow: Running) -> None:
-    calls = crowd(slow, slow_request())
-    refused = [call for call in calls if call.code() is CODE.RESOURCE_EXHAUSTED]
-    assert {call.code() for call in calls} == {CODE.OK, CODE.RESOURCE_EXHAUSTED}
-    trailers = dict(refused[0].trailing_metadata())
-    assert 1 <= int(trailers["grpc-retry-pushback-ms"]) < 60_000
-    assert refused[0].details() == "2 requests are already waiting"
-
-
-def test_beyond_its_room_the_server_refuses_requests_unread(serve: Serve, tmp_path: Path) -> None:
-    publish_slow(tmp_path)
-    with serve(tmp_path, max_batch_size=1, max_in_flight=3) as own:
-        calls = crowd(own, slow_request())
-        refused = [call for call in calls if call.code() is CODE.RESOURCE_EXHAUSTED]
-        assert {f.details() for f in refused} == {"the server is overloaded"}
-        assert int(dict(refused[0].trailing_metadata())["grpc-retry-pushback-ms"]) >= 10
-        assert {call.code() for call in calls if call not in refused} == {CODE.OK}
-        assert own.stub.ModelInfer(slow_request("after"), timeout=PATIENCE).id == "after"
-
-
-def test_a_timeout_parameter_ends_the_wait_in_the_queue(
-    serve: Serve, repository: Path, digits: Digits
-) -> None:
-    late = images_request(digits.images[:1])
-    late.parameters["timeout"].int64_param = 1000  # microseconds
-    with serve(repository, max_queue_delay=0.3) as own:
-        call = own.stub.ModelInfer.future(late, timeout=PATIENCE)
-        assert call.code() is CODE.DEADLINE_EXCEEDED
-        assert call.details() == "the deadline passed before the request could run"
-        late.parameters["timeout"].int64_param = 10**6 * int(PATIENCE)
-        assert own.stub.ModelInfer(late, timeout=PATIENCE).model_version == "1"
-
-
-def test_priority_1_goes_first(serve: Serve, tmp_path: Path) -> None:
-    publish_slow(tmp_path)
-    with serve(tmp_path, max_batch_size=1) as own:
-        low = [own.stub.ModelInfer.future(slow_request(), timeout=PATIENCE) for _ in range(10)]
-        urgent = slow_request()
-        urgent.parameters["priority"].uint64_param = 1
-        waited = queue_milliseconds(own.stub.ModelInfer.with_call(urgent, timeout=PATIENCE)[1])
-        assert waited < max(map(queue_milliseconds, low))
-
-
-def queue_milliseconds(call: Any) -> float:
-    """What an answer's trailers say of its wait."""
-    timing = dict(call.trailing_metadata())["server-timing"]
-    return float(timing.split("queue;dur=")[1].split(",")[0])
 
 
 def test_a_malformed_message_or_parameter_is_an_invalid_argument(

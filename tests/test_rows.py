@@ -60,7 +60,7 @@ def test_rows_that_are_normalised_together_do_not(tmp_path: Path) -> None:
 
 
 def test_a_model_that_takes_one_row_at_a_time_is_served_so(tmp_path: Path) -> None:
-    model = loaded(publish_slow(tmp_path))
+    model = loaded(publish_slow(tmp_path, shared=False))
     assert not model.batchable
     assert model.notes[0].startswith("not batched: two rows do not run: ")
     (answer,) = model.run({"x": np.zeros((1, SLOW_SIZE), np.float32)}).values()

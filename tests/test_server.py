@@ -16,11 +16,9 @@ from conftest import (
     ECHO_TYPES,
     LIFETIME,
     PATIENCE,
-    SLOW_SIZE,
     Digits,
     Running,
     publish_classifier,
-    publish_slow,
     server_process,
 )
 from google.protobuf.descriptor_pool import DescriptorPool
@@ -242,17 +240,6 @@ def test_concurrent_requests_each_get_their_own_answer(running: Running, digits:
         assert future.result().raw_output_contents[1] == expected.raw_output_contents[1]
 
 
-def test_a_request_whose_deadline_passes_in_the_queue_never_runs(
-    serve: Serve, repository: Path, digits: Digits
-) -> None:
-    with serve(repository, max_queue_delay=1.0) as own:
-        with pytest.raises(grpc.RpcError) as caught:
-            own.stub.ModelInfer(images_request(digits.images[:1]), timeout=0.1)
-        assert caught.value.code() == CODE.DEADLINE_EXCEEDED
-        own.stub.ModelInfer(images_request(digits.images[:2]))
-        assert metric(own, "inference_batch_rows_sum", model="classifier") == 2
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_what_is_in_flight_finish_and_exits_with_0(
     repository: Path, digits: Digits, number: signal.Signals
@@ -274,18 +261,6 @@ def test_a_signal_lets_what_is_in_flight_finish_and_exits_with_0(
             assert future.result().model_name == "classifier"
             assert process.finish() == 0
         assert process.log[-1].endswith("drained\n")
-
-
-def test_beyond_its_room_the_server_refuses_at_once_and_still_answers_health(
-    serve: Serve, tmp_path: Path
-) -> None:
-    publish_slow(tmp_path)
-    request = pb.ModelInferRequest(model_name="slow", raw_input_contents=[bytes(4 * SLOW_SIZE)])
-    request.inputs.add(name="x", datatype="FP32", shape=[1, SLOW_SIZE])
-    with serve(tmp_path, max_batch_size=1, max_queue_size=1) as own:
-        calls = [own.stub.ModelInfer.future(request, timeout=LIFETIME) for _ in range(60)]
-        assert own.stub.ServerLive(pb.ServerLiveRequest(), timeout=PATIENCE).live
-        assert {call.code() for call in calls} == {CODE.OK, CODE.RESOURCE_EXHAUSTED}
 
 
 def test_a_port_that_is_taken_is_one_clear_line(repository: Path) -> None:

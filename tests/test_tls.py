@@ -13,7 +13,13 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from conftest import PATIENCE, Running, publish_times, server_process, times_request
+from conftest import (
+    PATIENCE,
+    Running,
+    publish_times,
+    server_process,
+    times_request,
+)
 
 from serving import healthcheck
 from serving.client import Client
@@ -106,32 +112,22 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="session", params=["grpcio"])
-def transport(request: pytest.FixtureRequest) -> dict[str, object]:
-    """The options that choose one."""
-    return {} if request.param == "grpcio" else {"transport": request.param}
-
-
 def files(certificate: Path) -> dict[str, Path]:
     return {"tls_certificate": certificate, "tls_key": certificate.with_suffix(".key")}
 
 
 @pytest.fixture(scope="session")
-def by_tls(
-    serve: Serve, models: Path, ours: Authority, transport: dict[str, object]
-) -> Iterator[Running]:
+def by_tls(serve: Serve, models: Path, ours: Authority, transport: str) -> Iterator[Running]:
     """A server whose certificate ours has signed, for localhost."""
-    with serve(models, **files(ours.sign("server", "DNS:localhost")), **transport) as own:
+    with serve(models, **files(ours.sign("server", "DNS:localhost")), transport=transport) as own:
         yield own
 
 
 @pytest.fixture(scope="session")
-def mutual(
-    serve: Serve, models: Path, ours: Authority, transport: dict[str, object]
-) -> Iterator[Running]:
+def mutual(serve: Serve, models: Path, ours: Authority, transport: str) -> Iterator[Running]:
     """One that takes only clients whose certificates ours has signed."""
     own_files = files(ours.sign("mutual", "DNS:*.example,DNS:localhost"))
-    with serve(models, **own_files, tls_client_ca=ours.certificate, **transport) as own:
+    with serve(models, **own_files, tls_client_ca=ours.certificate, transport=transport) as own:
         yield own
 
 
@@ -198,10 +194,10 @@ def test_a_client_whose_certificate_has_expired_is_not_answered(
 
 
 def test_a_server_whose_certificate_has_expired_is_not_spoken_with(
-    serve: Serve, models: Path, ours: Authority, transport: dict[str, object]
+    serve: Serve, models: Path, ours: Authority, transport: str
 ) -> None:
     expired = ours.sign("expired", "DNS:localhost", expired=True)
-    with serve(models, **files(expired), **transport) as own, asking(own, ours) as ask:
+    with serve(models, **files(expired), transport=transport) as own, asking(own, ours) as ask:
         assert refused(ask) == grpc.StatusCode.UNAVAILABLE
 
 
@@ -261,14 +257,12 @@ def test_a_file_that_is_no_good_is_named_before_anything_starts(
         assert [(each.status, each.text) for each in found] == [(FAIL, reason)]
 
 
-def test_workers_share_one_certificate(
-    models: Path, ours: Authority, transport: dict[str, object]
-) -> None:
+def test_workers_share_one_certificate(models: Path, ours: Authority, transport: str) -> None:
     certificate = ours.sign("workers", "DNS:localhost")
     arguments = ["--model-repository", str(models), "--workers", "2"]
     arguments += ["--tls-certificate", str(certificate)]
     arguments += ["--tls-key", str(certificate.with_suffix(".key"))]
-    arguments += [f"--{name}={value}" for name, value in transport.items()]
+    arguments += ["--transport", transport]
     with server_process(*arguments) as process:
         address = process.wait_for(r"workers listen on (\S+)")[1]
         process.wait_for("all 2 workers are ready")

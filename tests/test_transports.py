@@ -5,16 +5,21 @@ Beside this, the whole suite runs over either: DIGITS_TRANSPORT says which.
 
 from __future__ import annotations
 
+import itertools
+import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 from conftest import ECHO_TYPES, PATIENCE, Digits, Running, publish_classifier, publish_echo
+from prometheus_client.parser import text_string_to_metric_families
 
+from serving.pb import digits_pb2, digits_pb2_grpc
 from serving.pb import inference_pb2 as pb
 
 pytestmark = pytest.mark.lane
@@ -45,12 +50,22 @@ def both(
 ) -> Iterator[tuple[Running, Running]]:
     """The same models behind grpcio alone, and behind the lane."""
     path = tmp_path_factory.mktemp("models")
+    publish(path, digits)
+    with serve_both(path, serve) as running:
+        yield running
+
+
+def publish(path: Path, digits: Digits) -> None:
     publish_classifier(path, digits)
     publish_echo(path, "numbers", (-1, 3), NUMBERS)
     publish_echo(path, "matrix", (-1, -1, 2), {"FP32": ECHO_TYPES["FP32"]})
     publish_echo(path, "texts", (-1, 3))
     publish_echo(path, "fixed", (2, 3))
-    options: dict[str, Any] = {"max_batch_size": 8, "max_message_bytes": 100_000}
+
+
+@contextmanager
+def serve_both(path: Path, serve: Serve, **more: Any) -> Iterator[tuple[Running, Running]]:
+    options: dict[str, Any] = {"max_batch_size": 8, "max_message_bytes": 100_000, **more}
     with (
         serve(path, transport="grpcio", **options) as plain,
         serve(path, transport="native", **options) as native,
@@ -59,7 +74,9 @@ def both(
 
 
 def heard(running: Running, message: bytes, **options: Any) -> Heard:
-    call = running.channel.unary_unary(INFER).future(message, timeout=PATIENCE, **options)
+    call = running.channel.unary_unary(INFER, None, None).future(
+        message, timeout=PATIENCE, **options
+    )
     code = call.code()
     response = (
         pb.ModelInferResponse.FromString(call.result()) if code is grpc.StatusCode.OK else None
@@ -67,10 +84,9 @@ def heard(running: Running, message: bytes, **options: Any) -> Heard:
     ids = 0
     if response and "prediction_ids" in response.parameters:
         ids = len(response.parameters.pop("prediction_ids").string_param.split(","))
-    trailing = [(k, "" if k in TIMES else v) for k, v in call.trailing_metadata()]
-    return Heard(
-        code, call.details() or "", list(call.initial_metadata()), sorted(trailing), response, ids
-    )
+    initial = [(k, str(v)) for k, v in call.initial_metadata()]
+    trailing = [(k, "" if k in TIMES else str(v)) for k, v in call.trailing_metadata()]
+    return Heard(code, call.details() or "", initial, sorted(trailing), response, ids)
 
 
 def images(count: int, **changes: Any) -> Case:
@@ -278,7 +294,104 @@ def test_both_take_compressed_messages(
 def test_both_know_no_other_methods(both: tuple[Running, Running], method: str) -> None:
     told = []
     for running in both:
-        call = running.channel.unary_unary(method).future(b"", timeout=PATIENCE)
+        call = running.channel.unary_unary(method, None, None).future(b"", timeout=PATIENCE)
         told.append((call.code(), call.details()))
     assert told[0] == told[1]
     assert told[0][0] is grpc.StatusCode.UNIMPLEMENTED
+
+
+# What is counted, and what feedback makes of the answers
+
+# The rest is of the process, or of when something was.
+COUNTS = (
+    "inference_requests_total",
+    "inference_rejected_total",
+    "inference_inferences_total",
+    "inference_executions_total",
+    "inference_request_bytes_total",
+    "inference_response_bytes_total",
+    "inference_request_rows",
+    "inference_batch_rows",
+    "inference_predictions_total",
+    "inference_confidence",
+    "inference_ink",
+    "inference_in_flight",
+    "inference_pending",
+    "inference_instances",
+    "inference_queue_limit",
+    "inference_model_info",
+    "inference_model_ready",
+    "inference_feedback",
+)
+TIMED = ("request", "queue", "compute_input", "compute_infer", "compute_output")
+
+
+def counted(running: Running) -> dict[tuple[str, frozenset[tuple[str, str]]], object]:
+    """All that is a number of something, and of durations how many there were."""
+    assert running.server.inference.wait_until_idle(PATIENCE)
+    text = urllib.request.urlopen(running.metrics_url, timeout=PATIENCE).read().decode()
+    samples = (s for family in text_string_to_metric_families(text) for s in family.samples)
+    durations = tuple(f"inference_{name}_seconds_count" for name in TIMED)
+    return {
+        # Sums of confidences and ink are rounded by the order of answers.
+        (s.name, frozenset(s.labels.items())): pytest.approx(s.value)
+        for s in samples
+        if (s.name.startswith(COUNTS) and not s.name.endswith("_created")) or s.name in durations
+    }
+
+
+def test_both_count_the_same(serve: Serve, tmp_path: Path, digits: Digits) -> None:
+    publish(tmp_path, digits)
+    with serve_both(tmp_path, serve) as both:
+        messages = [case(digits).SerializeToString() for case in CASES.values()]
+        told = [heard(*each) for each in itertools.product(both, messages)]
+        plain, native = (counted(running) for running in both)
+        plain_statistics, native_statistics = (statistics(running) for running in both)
+    assert native == plain
+    assert native_statistics == plain_statistics
+    models = [each.response.model_name for each in told if each.response]
+    labels = frozenset({"model": "classifier", "version": "1"}.items())
+    assert plain["inference_batch_rows_count", labels] == models.count("classifier") / 2 > 10
+
+
+def statistics(running: Running) -> list[tuple[object, ...]]:
+    """Of each model: requests, rows and batches, by what ModelStatistics says."""
+    models = running.stub.ModelStatistics(pb.ModelStatisticsRequest()).model_stats
+    return [
+        (
+            each.name,
+            each.inference_count,
+            each.execution_count,
+            each.inference_stats.success.count,
+            each.inference_stats.fail.count,
+            [(batch.batch_size, batch.compute_infer.count) for batch in each.batch_stats],
+        )
+        for each in models
+    ]
+
+
+def test_each_takes_labels_for_what_the_other_predicted(
+    serve: Serve, tmp_path: Path, digits: Digits
+) -> None:
+    publish_classifier(tmp_path / "models", digits)
+    keys = tmp_path / "keys"
+    keys.write_text("a secret of this test")
+    outcomes = digits_pb2.FeedbackResult
+    with serve_both(tmp_path / "models", serve, feedback_key_file=keys) as both:
+        for asked, told in (both, both[::-1]):
+            answer = asked.stub.ModelInfer(images(8)(digits))
+            ids = answer.parameters["prediction_ids"].string_param.split(",")
+            stub = digits_pb2_grpc.DigitsStub(told.channel)
+            feedback = [digits_pb2.Feedback(prediction_id=each, label="3") for each in ids]
+            for expected in (outcomes.COUNTED, outcomes.REPEATED):
+                request = digits_pb2.SendFeedbackRequest(feedback=feedback)
+                assert [r.outcome for r in stub.SendFeedback(request).results] == [expected] * 8
+        quality = [
+            digits_pb2_grpc.DigitsStub(each.channel).GetQuality(digits_pb2.GetQualityRequest())
+            for each in both
+        ]
+    confusion = [
+        [(c.truth, c.predicted, c.count) for c in each.models[0].confusion] for each in quality
+    ]
+    assert confusion[0] == confusion[1]
+    assert sum(count for _, _, count in confusion[0]) == 8

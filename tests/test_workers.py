@@ -16,7 +16,9 @@ import subprocess
 import sys
 import threading
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -25,7 +27,9 @@ from conftest import (
     LIFETIME,
     PATIENCE,
     ROOT,
+    Digits,
     Process,
+    publish_classifier,
     publish_times,
     times_request,
     under_load,
@@ -33,6 +37,7 @@ from conftest import (
 )
 from prometheus_client.parser import text_string_to_metric_families
 
+from serving.client import Client
 from serving.pb import inference_pb2 as pb
 from serving.pb import inference_pb2_grpc as pb_grpc
 
@@ -272,6 +277,35 @@ def test_a_new_version_reaches_all_workers_and_no_request_fails(tmp_path: Path) 
             assert load.wait_for_answers(200)
         assert load.faults == []
         stop_and_check_drain(workers, lambda pid: os.kill(pid, signal.SIGTERM))
+
+
+def test_callers_who_ask_again_lose_nothing_when_each_worker_is_killed(
+    tmp_path: Path, digits: Digits
+) -> None:
+    publish_classifier(tmp_path, digits)
+    over, answers = threading.Event(), Counter[int]()
+    with supervised(tmp_path) as process, ThreadPoolExecutor(4) as pool:
+        workers = process.started()
+
+        def ask(caller: int) -> None:
+            with Client(workers.process.address, retry=True) as client:
+                while not over.is_set():
+                    answer = client.classify(digits.images[:8], "classifier", timeout=PATIENCE)
+                    labels.add(tuple(answer.labels))
+                    answers[caller] += 1
+
+        labels: set[tuple[str, ...]] = set()
+        calls = [pool.submit(ask, caller) for caller in range(4)]
+        try:
+            for number in (0, 1):
+                workers.kill(number)
+                workers.wait_for_replacement(number)
+                wanted = Counter({caller: answers[caller] + 1 for caller in range(4)})
+                until(lambda wanted=wanted: wanted <= answers or any(c.done() for c in calls))  # type: ignore[misc]
+        finally:
+            over.set()
+        assert [call.result() for call in calls] == [None] * 4
+        assert len(labels) == 1
 
 
 def test_ctrl_c_which_reaches_all_processes_lets_what_is_in_flight_finish(

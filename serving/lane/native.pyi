@@ -62,7 +62,7 @@ _Slots = memoryview[float]
 _Spec = tuple[str, str, Sequence[int]]  # name, datatype, shape
 
 class ModelCounters:
-    """What one version counts, into slots that nobody else writes."""
+    """What one version counts, into slots that nobody else writes; not what has none."""
 
     def __init__(
         self,

@@ -69,7 +69,7 @@ def drive(client: str, address: str, inputs: Mapping[str, object], folder: Path)
 
 
 @contextmanager
-def serving(folder: Path, digits: Digits, *options: str) -> Iterator[str]:
+def serving(folder: Path, digits: Digits, transport: str, *options: str) -> Iterator[str]:
     """The address of `python -m serving` over `classifier`, `spare`, `echo` and `echo_fixed`."""
     repository = folder / "models"
     for name in ("classifier", "spare"):
@@ -77,7 +77,7 @@ def serving(folder: Path, digits: Digits, *options: str) -> Iterator[str]:
     publish_echo(repository, "echo", (-1, 3))
     publish_echo(repository, "echo_fixed", (1, 3))
     arguments = ["--model-repository", str(repository), "--intra-op-threads", "1", *options]
-    with server_process(*arguments) as process:
+    with server_process(*arguments, "--transport", transport) as process:
         yield process.wait_for(r"gRPC on (\S+),")[1]
 
 

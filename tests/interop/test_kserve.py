@@ -15,15 +15,15 @@ pytestmark = pytest.mark.interop
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("kserve")
+def folder(tmp_path_factory: pytest.TempPathFactory, transport: str) -> Path:
+    return tmp_path_factory.mktemp(f"kserve-{transport}")
 
 
 @pytest.fixture(scope="module")
-def seen(folder: Path, digits: Digits) -> Iterator[Any]:
+def seen(folder: Path, digits: Digits, transport: str) -> Iterator[Any]:
     """What the client saw of a server without `spare`, which it loads, unloads and loads again."""
     options = ["--allow-admin", "--model-control-mode", "explicit", "--load-model", "classifier"]
-    with serving(folder, digits, *options) as address:
+    with serving(folder, digits, transport, *options) as address:
         yield drive("kserve", address, {"images": digits.images[:4].tolist()}, folder)
 
 

@@ -20,14 +20,14 @@ HOME = ENVIRONMENTS / "perf_analyzer"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("perf_analyzer")
+def folder(tmp_path_factory: pytest.TempPathFactory, transport: str) -> Path:
+    return tmp_path_factory.mktemp(f"perf_analyzer-{transport}")
 
 
 @pytest.fixture(scope="module")
-def address(folder: Path, digits: Digits) -> Iterator[str]:
+def address(folder: Path, digits: Digits, transport: str) -> Iterator[str]:
     """A server for this file's runs."""
-    with serving(folder, digits) as address:
+    with serving(folder, digits, transport) as address:
         yield address
 
 

@@ -19,12 +19,12 @@ pytestmark = pytest.mark.interop
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("reflection")
+def folder(tmp_path_factory: pytest.TempPathFactory, transport: str) -> Path:
+    return tmp_path_factory.mktemp(f"reflection-{transport}")
 
 
 @pytest.fixture(scope="module")
-def seen(folder: Path, digits: Digits) -> Iterator[Any]:
+def seen(folder: Path, digits: Digits, transport: str) -> Iterator[Any]:
     """What the client saw, typed and raw contents among it."""
     images = digits.images[:2]
     shape = {"name": "images", "datatype": "UINT8", "shape": [2, 28, 28]}
@@ -46,7 +46,7 @@ def seen(folder: Path, digits: Digits) -> Iterator[Any]:
         ),
         "wrong": ("ModelInfer", {"model_name": "nobody"}),
     }
-    with serving(folder, digits) as address:
+    with serving(folder, digits, transport) as address:
         yield drive("reflection", address, {"calls": calls, "health": "classifier"}, folder)
 
 

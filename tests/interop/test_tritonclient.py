@@ -22,19 +22,19 @@ def images(digits: Digits) -> NDArray[np.uint8]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("tritonclient")
+def folder(tmp_path_factory: pytest.TempPathFactory, transport: str) -> Path:
+    return tmp_path_factory.mktemp(f"tritonclient-{transport}")
 
 
 @pytest.fixture(scope="module")
-def seen(folder: Path, digits: Digits, images: NDArray[np.uint8]) -> Iterator[Any]:
+def seen(folder: Path, digits: Digits, images: NDArray[np.uint8], transport: str) -> Iterator[Any]:
     """What the client saw of a server without `spare`, where an administrator may load it.
 
     A lone request waits 50 ms for company, so that one with less time surely has too little.
     """
     names = "classifier,echo,echo_fixed"
     options = ["--allow-admin", "--model-control-mode", "explicit", "--load-model", names]
-    with serving(folder, digits, *options, "--max-queue-delay", "0.05") as address:
+    with serving(folder, digits, transport, *options, "--max-queue-delay", "0.05") as address:
         inputs = {"images": images.tolist(), "echoed": ECHOED}
         yield drive("tritonclient", address, inputs, folder)
 

@@ -78,8 +78,11 @@ std::shared_ptr<ModelCounters> counters_of_python(const py::dict& slots, const p
                                                   const py::list& predictions, py::object refusal,
                                                   py::object batches) {
   const Views views = new_views();
-  const auto one = [&](const char* name) { return slots_of(views, slots[name]); };
+  const auto one = [&](const char* name) {
+    return slots.contains(name) ? slots_of(views, slots[name]) : Slots{};
+  };
   const auto histogram = [&](const char* name) {
+    if (!histograms.contains(name)) return Histogram{};
     const py::tuple found = histograms[name];
     return Histogram{slots_of(views, found[0]), std::make_shared<const std::vector<double>>(
                                                     found[1].cast<std::vector<double>>())};
