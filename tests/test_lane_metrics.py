@@ -27,12 +27,12 @@ Counts = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 OF_TIME = ("_seconds", "_seconds_sum", "_seconds_bucket", "_created")
 
 
-def request(digits: Digits, rows: int, **fields: object) -> pb.ModelInferRequest:
+def request(digits: Digits, rows: int, **fields: Any) -> pb.ModelInferRequest:
     array = digits.images[:rows]
     made = pb.ModelInferRequest(
         model_name="proven",
         raw_input_contents=[array.tobytes()],
-        **fields,  # type: ignore[arg-type]
+        **fields,
     )
     made.inputs.add(name="images", datatype="UINT8", shape=array.shape)
     return made
@@ -51,7 +51,7 @@ def ask(running: Running, message: pb.ModelInferRequest) -> str:
     try:
         running.stub.ModelInfer(message, timeout=PATIENCE)
     except grpc.RpcError as error:
-        return str(error.code().name)  # type: ignore[attr-defined]
+        return str(error.code().name)
     return "OK"
 
 
@@ -118,7 +118,7 @@ def idle(running: Running) -> bool:
 def test_the_same_calls_are_counted_the_same_by_either_transport(
     tmp_path: Path, serve: Serve, digits: Digits
 ) -> None:
-    holdout = {"images": digits.images[:40], "labels": digits.classes[:40]}
+    holdout: dict[str, NDArray[Any]] = {"images": digits.images[:40], "labels": digits.classes[:40]}
     variant = Variant("model.onnx", ONNX_PLATFORM, "fp32", "", accuracy=0.9)
     publish_proven(tmp_path, digits, variant, holdout=holdout)
     said, counted, told = [], [], []
@@ -189,12 +189,12 @@ def test_batches_hold_requests_that_came_either_way_also_of_several_inputs(
 ) -> None:
     """In the order that the manifest has inputs in, which is not that of their names."""
     publish_pair(tmp_path)
-    options: dict[str, Any] = {"max_batch_size": 8, "max_queue_delay": 60.0}  # it runs once it is full
+    options: dict[str, Any] = {"max_batch_size": 8, "max_queue_delay": 60.0}
     with serve(tmp_path, transport="native", **options) as running:
         calls = [
             running.stub.ModelInfer.future(message, timeout=PATIENCE)
             for message in (pair(3, raw=True), pair(5, raw=False))
-        ]
+        ]  # they run once they fill a batch
         trailing = [dict(call.trailing_metadata()) for call in calls]
         assert [each["batch-size"] for each in trailing] == ["8", "8"]
         for call, rows in zip(calls, (3, 5), strict=True):
