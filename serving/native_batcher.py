@@ -39,9 +39,10 @@ class NativeBatcher:
     """As DynamicBatcher, but that it takes no BYTES, and that a request's deadline is what it was
     when it was submitted.
 
-    With an `observer` it is told instead of `observe` and `waiting`; those need Python's lock, the
-    latter while the queue's is held. With a `plan` the facts of rows are added to what
-    `run` gives, as Predictor does. What `run` is given cannot be written to.
+    With an `observer` it is told instead of `observe`, and how many wait, which Python is not: that
+    is told under the queue's lock. With a `plan` the facts of rows are added to what `run` gives,
+    as Predictor does. `inputs` are a model's in its order, where the lane's own requests are to
+    share batches with these. What `run` is given cannot be written to.
     """
 
     def __init__(
@@ -55,10 +56,10 @@ class NativeBatcher:
         buckets: Sequence[int] = (),
         priority_levels: int = 1,
         observe: Callable[[Execution], None] | None = None,
-        waiting: Callable[[int], None] | None = None,
         name: str = "batcher",
         observer: native.BatchObserver | None = None,
         plan: PredictionPlan | None = None,
+        inputs: Sequence[str] = (),
     ) -> None:
         from serving.lane import native
 
@@ -79,9 +80,9 @@ class NativeBatcher:
             facts_dtype=RECORD,
             observer=observer,
             observe=observe and _observing(observe),
-            waiting=waiting,
             failed=log.warning,
             plan=plan,
+            inputs=inputs,
         )
         weakref.finalize(self, self.native.close, _LAST_SECONDS)
 

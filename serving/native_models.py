@@ -162,6 +162,7 @@ class NativeModels:
             priority_levels=config.priority_levels,
             observer=self._server.observer(counters, log.warning),
             plan=plan,
+            inputs=[spec.name for spec in model.manifest.inputs],
             name=f"{model.manifest.name}-{model.manifest.version}",
         )
 

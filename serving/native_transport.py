@@ -11,10 +11,11 @@ import os
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from serving.addresses import cannot_listen
 from serving.config import ServerConfig
@@ -32,40 +33,48 @@ if TYPE_CHECKING:  # it need not be built
 
 BACKLOG = 1024  # connections that wait to be accepted
 NATIVE = "serving.lane.native"
+LONGEST_SOCKET = 107  # bytes of a Unix socket's path, as unix(7) has it, but for the last 0
 
 
-def native_module(transport: str) -> ModuleType | None:
-    """The lane, where --transport wants it and it was built.
+class Choice(NamedTuple):
+    """What was taken for --transport: the lane's module, or None for grpcio; and why."""
 
-    Raises StartupError where it is wanted and not there.
+    module: ModuleType | None
+    why: str  # for the log
+
+
+def choose(transport: str) -> Choice:
+    """The lane, where --transport wants it and it can be loaded.
+
+    Raises StartupError where it is wanted and cannot.
     """
     if transport == "grpcio":
-        return None
+        return Choice(None, "grpcio answers all calls, as --transport says")
     try:
         module = importlib.import_module(NATIVE)
     except ImportError as error:
+        reason = f"the native lane {_why_not(error)}; `make lane` builds it"
         if transport == "native":
-            raise StartupError(
-                f"--transport: the native lane cannot be loaded, `make lane` builds it: {error}"
-            ) from None
-        return None
-    return module
+            raise StartupError(f"--transport: {reason}") from None
+        return Choice(None, f"grpcio answers all calls: {reason}")
+    return Choice(module, "the native lane answers ModelInfer, and grpcio all other calls")
 
 
-def why(transport: str, lane: NativeTransport | None) -> str:
-    """What was taken for --transport, for the log."""
-    if lane:
-        return "the native lane answers ModelInfer, and grpcio all other calls"
-    if transport == "grpcio":
-        return "grpcio answers all calls, as --transport says"
-    return "grpcio answers all calls: the native lane is not built; `make lane` builds it"
+def _why_not(error: ImportError) -> str:
+    """Why there is no module of the lane, or none for this interpreter and machine."""
+    if not isinstance(error, ModuleNotFoundError) or error.name != NATIVE:
+        return f"cannot be loaded: {error}"
+    others = sorted(path.name for path in Path(__file__).with_name("lane").glob("native.*.so"))
+    return f"was built for another Python: {', '.join(others)}" if others else "is not built"
 
 
 class NativeTransport:
     """The lane of one process; `key` signs prediction ids, None for answers without.
 
     `upstream` is where grpcio is to listen: in `directory`, which nobody else may enter, and whose
-    owner removes it. Nothing is heard before `listen`.
+    owner removes it. Nothing is heard before `listen`. It ends by `stop`, or else when nobody has
+    it any more, or the process ends. StartupError where a file of TLS is no good, or the directory
+    lies too deep for a socket.
     """
 
     def __init__(
@@ -77,13 +86,14 @@ class NativeTransport:
         directory: Path,
     ) -> None:
         self._config = config
-        self._socket = directory / f"grpcio-{os.getpid()}-{time.time_ns():x}"
+        tls = _tls(config)
+        self._socket = _private_socket(directory)
         self._routing = threading.Lock()
         series = NativeSeries(metrics)
         self._server: native.Server = module.Server(
             upstream_path=str(self._socket),
             settings=self._settings(),
-            tls=_tls(config),
+            tls=tls,
             key=key,
             refusal=series.refusals("", ""),
             request_bytes=series.slots(Exported.request_bytes, "", ""),
@@ -91,6 +101,7 @@ class NativeTransport:
             failed=_log_failure,
         )
         self.models = NativeModels(module, self._server, series, config)
+        self._finalizer = weakref.finalize(self, _end, self._server, self._socket)
 
     @property
     def upstream(self) -> str:
@@ -103,11 +114,14 @@ class NativeTransport:
         return self._server.in_flight
 
     def listen(self) -> int:
-        """Answer from now on; the port. StartupError where it is taken."""
+        """Answer from now on; the port. StartupError where that cannot be, as where it is taken."""
         config = self._config
         sockets = listeners(config.host, config.grpc_port, shared=config.workers > 1)
         port: int = sockets[0].getsockname()[1]
-        self._server.start([each.detach() for each in sockets])
+        try:
+            self._server.start([each.detach() for each in sockets])
+        except RuntimeError as error:
+            raise StartupError(f"--transport: {error}") from None
         return port
 
     def route(self, routes: Callable[[], Mapping[tuple[str, str], ServedModel]]) -> None:
@@ -132,8 +146,7 @@ class NativeTransport:
 
     def stop(self) -> None:
         """Close every connection."""
-        self._server.stop()
-        self._socket.unlink(missing_ok=True)
+        self._finalizer()
 
     def _settings(self) -> dict[str, float]:
         config = self._config
@@ -148,6 +161,20 @@ class NativeTransport:
             "max_age_grace": config.drain_timeout,
             "traces_observed": bool(config.otlp_endpoint),
         }
+
+
+def _private_socket(directory: Path) -> Path:
+    path = directory / f"grpcio-{os.getpid()}-{time.time_ns():x}"
+    if len(os.fsencode(path)) > LONGEST_SOCKET:
+        limit = f"too long for a Unix socket, which has at most {LONGEST_SOCKET} bytes"
+        hint = "TMPDIR can be shorter, and --transport=grpcio needs none"
+        raise StartupError(f"--transport: {path}: {limit}; {hint}")
+    return path
+
+
+def _end(server: native.Server, path: Path) -> None:
+    server.stop()
+    path.unlink(missing_ok=True)
 
 
 def _tls(config: ServerConfig) -> tuple[str, str, str] | None:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -34,7 +35,7 @@ from serving.families import Exported
 from serving.feedback import Feedback, published_labels
 from serving.inference import InferenceService
 from serving.metrics import Metrics
-from serving.native_transport import NativeTransport, native_module, why
+from serving.native_transport import NativeTransport, choose
 from serving.observers import observers, spans
 from serving.prediction_ids import Signer, feedback_keys
 from serving.probe import Prober
@@ -88,7 +89,8 @@ class InferenceServer:
         self._stopping = False
         self._health = health.HealthServicer()
         self._metrics = Metrics(counters, version(), worker)
-        self._lane = _lane(config, self._metrics, keys, counters)
+        module, self._why_transport = choose(config.transport)
+        self._lane = _lane(module, config, self._metrics, keys, counters)
         self._metrics.set(Exported.in_flight_limit, config.room)
         self.registry = ModelRegistry(self._model_changed)
         self._prober = Prober(self.registry, config.probe_interval)
@@ -185,7 +187,7 @@ class InferenceServer:
 
     def _run(self) -> None:
         log.info(self._runtime.why)
-        log.info(why(self._config.transport, self._lane))
+        log.info(self._why_transport)
         started = time.monotonic()
         self.control.start()
         self._loaded.set()
@@ -270,6 +272,8 @@ class Server:
             self._counters.close()
             raise
         self._config = config
+        self._metrics: MetricsServer | None = None
+        self._drift: DriftWatch | None = None
         self.grpc_port = 0
         self.metrics_port = 0
 
@@ -287,21 +291,27 @@ class Server:
         self.inference.wait_until_loaded()
 
     def stop(self) -> None:
-        """Drain, then end; metrics are to be had until the last answer has left."""
+        """Drain, then end; metrics are to be had until the last answer has left. Also for one that
+        was not started, or could not be; again, it does nothing."""
         self.inference.stop()
-        self._drift.stop()
-        self._metrics.stop()
+        for each in (self._drift, self._metrics):
+            if each:
+                each.stop()
+        self._drift = self._metrics = None
         self._counters.close()
 
 
 def _lane(
-    config: ServerConfig, metrics: Metrics, keys: Sequence[bytes], directory: Path
+    module: ModuleType | None,
+    config: ServerConfig,
+    metrics: Metrics,
+    keys: Sequence[bytes],
+    directory: Path,
 ) -> NativeTransport | None:
-    native = native_module(config.transport)
-    if native is None:
+    if module is None:
         return None
     key = keys[0] if config.prediction_ids else None
-    lane = NativeTransport(native, config, metrics, key, directory)
+    lane = NativeTransport(module, config, metrics, key, directory)
     lane.observe(bool(config.access_log))
     return lane
 

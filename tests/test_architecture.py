@@ -59,3 +59,18 @@ def test_importing_one_side_loads_nothing_of_the_other(module: str, absent: set[
         cwd=ROOT,
     )
     assert absent & set(result.stdout.split()) == set()
+
+
+LANE = sorted(
+    path
+    for folder in ("serving/lane/core", "serving/lane/binding", "tests/lane")
+    for path in (ROOT / folder).glob("*.*")
+    if path.suffix in (".cpp", ".h")
+)
+
+
+@pytest.mark.parametrize("path", LANE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_of_the_lane_says_what_it_is_for_in_lines_of_at_most_100_columns(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert lines[0].startswith("// ")
+    assert [line for line in lines if len(line) > 100] == []

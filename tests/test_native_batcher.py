@@ -148,7 +148,7 @@ def run(inputs):
         threading.Event().wait(0.001)
     return inputs
 
-batcher = NativeBatcher(run, max_batch_size=1, observe=print, waiting=lambda count: None)
+batcher = NativeBatcher(run, max_batch_size=1, observe=print)
 for _ in range(3):
     batcher.submit(Request({{"x": np.zeros(1)}}, lambda outcome: None))
 entered.wait()

@@ -34,7 +34,7 @@ class BatcherOptions:
     ) -> None: ...
 
 class Batcher:
-    """With an `observer`, `observe`, `waiting` and `failed` are told nothing."""
+    """With an `observer`, `observe` and `failed` are told nothing."""
 
     def __init__(
         self,
@@ -47,9 +47,9 @@ class Batcher:
         facts_dtype: np.dtype[Any],
         observer: BatchObserver | None = ...,
         observe: Observe | None = ...,
-        waiting: Callable[[int], None] | None = ...,
         failed: Callable[[str], None] | None = ...,
         plan: PredictionPlan | None = ...,
+        inputs: Sequence[str] = ...,
     ) -> None: ...
     def submit(self, request: Request) -> Refusal | None: ...
     def close(self, timeout: float) -> bool: ...

@@ -1,5 +1,5 @@
-// What stands in for grpcio's server: gRPC on a Unix socket, on a thread of its own, that answers each
-// call with its own request, and with the metadata by which the lane tells who called.
+// What stands in for grpcio's server: gRPC on a Unix socket, on a thread of its own, that answers
+// each call with its own request, and with the metadata by which the lane tells who called.
 #pragma once
 
 #include <doctest/doctest.h>

@@ -1,5 +1,5 @@
-// Any bytes as what a client sends, through a whole connection: a service with one tiny model, and an
-// upstream that answers what is passed on.
+// Any bytes as what a client sends, through a whole connection: a service with one tiny model, and
+// an upstream that answers what is passed on.
 //
 // The first byte of an input says in pieces of which size it arrives; from 0x80 on the connection
 // preface and an empty SETTINGS are put before it, so that the fuzzer need not find them.

@@ -57,7 +57,7 @@ void check_answer(const Signature& signature, const InferRequest& request, const
     tensor.data.resize(bytes);
     outputs.tensors.push_back(std::move(tensor));
   }
-  expect(fits(signature, outputs, checked.rows + 1));
+  expect(fits(signature, checked.outputs, outputs, checked.rows + 1));
   Answer answer;
   answer.outputs = std::make_shared<Outputs>(std::move(outputs));
   answer.first = 1;

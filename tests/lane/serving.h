@@ -1,5 +1,5 @@
-// A service with one tiny model, y = 3x, that computes real answers on the batcher's threads; and an
-// outbox that a test waits at.
+// A service with one tiny model, y = 3x, that computes real answers on the batcher's threads; and
+// an outbox that a test waits at.
 #pragma once
 
 #include <doctest/doctest.h>
@@ -83,7 +83,8 @@ inline std::string floats(const std::vector<float>& values) {
 }
 
 // A ModelInferRequest of one row.
-inline std::string times_request(const std::vector<float>& row, const std::string& model = "times") {
+inline std::string times_request(const std::vector<float>& row,
+                                 const std::string& model = "times") {
   std::string shape;
   Writer writer(shape);
   writer.varint(1);
@@ -104,7 +105,8 @@ inline std::vector<float> last_floats(const std::string& answer, std::size_t cou
 
 struct Serving {
   explicit Serving(std::size_t room = 100000, std::int64_t width = -1) {
-    Signature signature{"times", "7", {{"x", "FP32", {-1, width}}}, {{"y", "FP32", {-1, width}}}, {}};
+    Signature signature{
+        "times", "7", {{"x", "FP32", {-1, width}}}, {{"y", "FP32", {-1, width}}}, {}};
     BatcherOptions options;
     options.max_batch_size = 64;
     options.max_queue_size = 100000;

@@ -318,7 +318,8 @@ TEST_CASE("Streams that were given up leave the connection's window as it was") 
   Talk talk(limits);
   talk.log.takes = false;
   for (int i = 0; i < 5; ++i) {
-    const auto id = talk.client.request(other_headers(), std::string(std::size_t{1} << 20, 'x'), false);
+    const std::string body(std::size_t{1} << 20, 'x');
+    const auto id = talk.client.request(other_headers(), body, false);
     talk.exchange();
     CHECK(talk.client.unsent(id) == 0);
     talk.client.reset(id);

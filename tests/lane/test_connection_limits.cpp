@@ -409,7 +409,8 @@ TEST_CASE("A connection that drains lets calls in flight, and on their way, fini
   const auto crossing = talk.client.infer(times_request({2.0f}));  // the client knows nothing yet
   talk.tell(talk.client.output());
   talk.client.input(notice);
-  CHECK(talk.client.last_streams == std::vector<std::int32_t>{std::numeric_limits<std::int32_t>::max()});
+  constexpr auto all = std::numeric_limits<std::int32_t>::max();
+  CHECK(talk.client.last_streams == std::vector<std::int32_t>{all});
   talk.exchange();  // its answer to our ping comes
   CHECK(talk.client.last_streams.back() == crossing);
   CHECK(!talk.connection->finished());

@@ -105,8 +105,17 @@ TEST_CASE("a refusal counts by code and reason, with its bytes and what it took"
   CHECK(counted.rejected == Doubles{2});
   CHECK(counted.request_bytes == Doubles{110});
   CHECK(counted.kept == Doubles{0, 0, 0, 0.75});
-  REQUIRE(counted.asked_refusals.size() == 1);
-  CHECK(counted.asked_refusals[0] == std::make_pair(Code::invalid_argument, Reason::invalid_input));
+  // Usual ones are asked for at the start: on the thread that moves bytes nobody waits for Python.
+  const std::vector<std::pair<Code, Reason>> usual{
+      {Code::resource_exhausted, Reason::queue_full},
+      {Code::invalid_argument, Reason::invalid_input},
+      {Code::deadline_exceeded, Reason::deadline},
+      {Code::cancelled, Reason::cancelled},
+      {Code::internal, Reason::failed},
+  };
+  CHECK((counted.asked_refusals == usual));
+  counters.failed({Code::unavailable, Reason::model_not_ready, ""}, 0, 0);
+  CHECK(counted.asked_refusals.size() == usual.size() + 1);
 }
 
 TEST_CASE("answers count their messages' sizes; waiting is set and busy is added to") {
@@ -152,6 +161,24 @@ TEST_CASE("without slots nothing is counted") {
   const Slots none;
   none.add(3, 1);
   CHECK(none.count == 0);
+}
+
+TEST_CASE("two versions that count into the same slots at once lose nothing") {
+  Counted counted;
+  ModelCounters before(counted.series()), after(counted.series());
+  const auto count = [](ModelCounters& counters) {
+    for (int time = 0; time < 20000; ++time) {
+      counters.replied(10, 1);
+      counters.busy(1);
+      counters.busy(-1);
+    }
+  };
+  std::thread one([&] { count(before); }), other([&] { count(after); });
+  one.join();
+  other.join();
+  CHECK(counted.request_bytes == Doubles{400000});
+  CHECK(counted.response_bytes == Doubles{40000});
+  CHECK(counted.busy == Doubles{0});
 }
 
 TEST_CASE("threads that count at once lose nothing, and a reader meanwhile sees whole values") {

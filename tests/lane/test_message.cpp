@@ -1,5 +1,5 @@
-// What python-protobuf wrote is read, what is malformed or not for the lane is left, and answers are
-// the bytes that the Python server sends.
+// What python-protobuf wrote is read, what is malformed or not for the lane is left, and answers
+// are the bytes that the Python server sends.
 #include <doctest/doctest.h>
 
 #include <limits>
@@ -242,7 +242,7 @@ TEST_CASE("answers are the bytes that the Python server sends") {
     Answer answer;
     std::vector<int> outputs = {0, 1};
     std::string id = {};
-    std::string ids = {};
+    std::optional<std::string> ids = {};
   };
   const Signature two = digits_signature(), other = pair_signature();
   const auto one = digits(1), eight = digits(8), many = digits(256), wide = pair(4, 300);
@@ -271,40 +271,53 @@ TEST_CASE("answers are the bytes that the Python server sends") {
   }
 }
 
+TEST_CASE("ids that are an empty text are sent, none are not") {
+  const Answer one = answer(digits(1), 0, 1);
+  const std::string none = encode(digits_signature(), "", {0, 1}, one, std::nullopt);
+  const std::string empty = encode(digits_signature(), "", {0, 1}, one, "");
+  const std::string entry = field(1, "prediction_ids") + field(2, field(3, ""));
+  const std::string parameter = field(4, entry);
+  CHECK(none.find("prediction_ids") == std::string::npos);
+  CHECK(empty.find(parameter) != std::string::npos);
+  CHECK(empty.size() == none.size() + parameter.size());
+}
+
 TEST_CASE("a model may give its outputs in another order than its signature") {
   auto outputs = digits(1);
   std::swap(outputs->tensors[0], outputs->tensors[1]);
-  const std::string encoded = encode(digits_signature(), "", {0, 1}, answer(outputs, 0, 1), "");
+  const std::string encoded =
+      encode(digits_signature(), "", {0, 1}, answer(outputs, 0, 1), std::nullopt);
   CHECK(encoded == framed(corpus_file("answer/one-row")));
-  CHECK(fits(digits_signature(), *outputs, 1));
+  CHECK(fits(digits_signature(), {0, 1}, *outputs, 1));
 }
 
 TEST_CASE("an answer without one of the outputs, or without the rows, is not encoded") {
   auto outputs = digits(2);
-  CHECK(encode(digits_signature(), "", {0, 1}, answer(outputs, 1, 2), "").empty());
-  CHECK(encode(digits_signature(), "", {0, 1}, answer(nullptr, 0, 1), "").empty());
+  CHECK(encode(digits_signature(), "", {0, 1}, answer(outputs, 1, 2), std::nullopt).empty());
+  CHECK(encode(digits_signature(), "", {0, 1}, answer(nullptr, 0, 1), std::nullopt).empty());
   outputs->tensors.pop_back();
-  CHECK(encode(digits_signature(), "", {0, 1}, answer(outputs, 0, 1), "").empty());
+  CHECK(encode(digits_signature(), "", {0, 1}, answer(outputs, 0, 1), std::nullopt).empty());
 }
 
 TEST_CASE("outputs fit if each has its datatype, the rows, and the bytes of its shape") {
   const Signature signature = digits_signature();
-  CHECK(fits(signature, *digits(4), 4));
-  CHECK_FALSE(fits(signature, *digits(4), 5));
+  CHECK(fits(signature, {0, 1}, *digits(4), 4));
+  CHECK_FALSE(fits(signature, {0, 1}, *digits(4), 5));
   auto outputs = digits(4);
   outputs->tensors.push_back(tensor("more", "FP32", {1}, 0));
-  CHECK(fits(signature, *outputs, 4));
+  CHECK(fits(signature, {0, 1}, *outputs, 4));
   outputs->tensors[0].datatype = "FP64";
-  CHECK_FALSE(fits(signature, *outputs, 4));
+  CHECK_FALSE(fits(signature, {0, 1}, *outputs, 4));
+  CHECK(fits(signature, {1, 1}, *outputs, 4));  // nobody asks for the other
   outputs = digits(4);
   outputs->tensors[1].shape = {};
-  CHECK_FALSE(fits(signature, *outputs, 4));
+  CHECK_FALSE(fits(signature, {0, 1}, *outputs, 4));
   outputs = digits(4);
   outputs->tensors[1].data.pop_back();
-  CHECK_FALSE(fits(signature, *outputs, 4));
+  CHECK_FALSE(fits(signature, {0, 1}, *outputs, 4));
   outputs = digits(4);
   outputs->tensors[0].shape = {4, std::int64_t{1} << 62, 4};
-  CHECK_FALSE(fits(signature, *outputs, 4));
+  CHECK_FALSE(fits(signature, {0, 1}, *outputs, 4));
   outputs->tensors.clear();
-  CHECK_FALSE(fits(signature, *outputs, 4));
+  CHECK_FALSE(fits(signature, {0, 1}, *outputs, 4));
 }

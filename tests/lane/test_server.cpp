@@ -239,7 +239,7 @@ TEST_CASE("what the lane does not answer is passed on, with who called") {
   CHECK(caller.http[second].headers.at("peer") == "ipv4:127.0.0.1:" + port);
 }
 
-TEST_CASE("without grpcio's server a call that would be passed on is refused, and others are answered") {
+TEST_CASE("without grpcio's server what would be passed on is refused, and others are answered") {
   Lane lane;
   Caller caller(lane.port);
   for (int count = 0; count < 2; ++count) {
@@ -371,7 +371,7 @@ TEST_CASE("a client that does not read is let go, and others are answered meanwh
   CHECK(answers > 1);
 }
 
-TEST_CASE("draining, calls in flight are answered, clients are asked to go, and nobody can connect") {
+TEST_CASE("draining, calls in flight are answered, clients asked to go, and nobody can connect") {
   Lane lane;
   lane.model->hold();
   Caller busy(lane.port);

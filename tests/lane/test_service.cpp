@@ -122,8 +122,8 @@ class Collected : public Outbox {
   std::size_t flushed_ = 0;
 };
 
-// Named numbers, as the counters' file has them; who counts keeps them by `refusals`, as threads of a
-// batcher that ends may count for longer than a test lasts.
+// Named numbers, as the counters' file has them; who counts keeps them by `refusals`, as threads of
+// a batcher that ends may count for longer than a test lasts.
 class Board : public std::enable_shared_from_this<Board> {
  public:
   Slots slots(const std::string& name, std::size_t count = 1) {
@@ -131,6 +131,10 @@ class Board : public std::enable_shared_from_this<Board> {
     auto& values = values_[name];
     if (values.size() < count) values.resize(count);
     return {values.data(), count};
+  }
+  std::size_t known() {
+    const std::lock_guard<std::mutex> guard(lock_);
+    return values_.size();
   }
   double at(const std::string& name, std::size_t index = 0) {
     double value;
@@ -226,7 +230,7 @@ std::string answer(const std::string& id, const std::vector<unsigned char>& pixe
   answer.outputs =
       std::make_shared<const Outputs>(Brightness().run(std::make_shared<const Batch>(batch)));
   answer.rows = batch.rows;
-  return encode(signature(), id, {0, 1}, answer, "");
+  return encode(signature(), id, {0, 1}, answer, std::nullopt);
 }
 
 struct World {
@@ -304,7 +308,9 @@ struct World {
 };
 
 std::string code(Code value) { return "model code" + std::to_string(static_cast<int>(value)); }
-std::string reason(Reason value) { return "model reason" + std::to_string(static_cast<int>(value)); }
+std::string reason(Reason value) {
+  return "model reason" + std::to_string(static_cast<int>(value));
+}
 
 }  // namespace
 
@@ -564,6 +570,30 @@ TEST_CASE("outputs that are not those of the signature are the server's fault") 
   CHECK(world.board->at(code(Code::internal)) == 1);
 }
 
+TEST_CASE("an output that nobody asks for need not be there") {
+  World world;
+  world.executor->forgets = true;
+  const auto served = std::make_shared<ServedModel>(
+      signature(),
+      std::make_shared<Batcher>(world.executor, BatcherOptions(),
+                                std::make_shared<Counting>(world.counters, world.outbox)),
+      world.counters);
+  world.service->set_routes({{{"brightness", ""}, served}});
+  Asking asking;
+  asking.output = "labels";
+  world.ask(asking);
+  CHECK(world.reply().version == "3");
+}
+
+TEST_CASE("slots for the usual refusals are asked for before there is one") {
+  World world;
+  std::size_t asked = world.board->known();
+  world.service->refuse_unread();
+  world.service->draining = true;
+  world.service->refuse_unread();
+  CHECK(world.board->known() == asked);
+}
+
 TEST_CASE("there is room until as many are inside as may be, those that were passed on too") {
   World world;  // with room for three
   world.ask_and_hold();
@@ -572,6 +602,7 @@ TEST_CASE("there is room until as many are inside as may be, those that were pas
   CHECK(!world.service->has_room());
   world.service->passed_on(-1);
   CHECK(world.service->has_room());
+  CHECK(world.service->inside() == 2);
   world.executor->open();
   world.outbox->wait(1);
 }
@@ -611,6 +642,21 @@ TEST_CASE("a version that is routed to no more is let go when its last request i
   world.wait_until_idle();
   CHECK(batcher.expired());
   CHECK((submitted.call != nullptr));  // which a connection may still have
+}
+
+TEST_CASE("who cancels the last request of an unloaded version does not wait for what runs") {
+  World world;
+  auto submitted = world.ask_and_hold();
+  world.service->set_routes({});
+  CHECK_FALSE(world.batcher->close(0));
+  const std::weak_ptr<Batcher> batcher = world.batcher;
+  world.batcher.reset();
+  world.service->cancel(std::exchange(submitted.call, nullptr));  // while the run is still held
+  CHECK(world.service->in_flight() == 0);
+  world.executor->open();
+  const auto end = std::chrono::steady_clock::now() + kPatience;
+  while (!batcher.expired() && std::chrono::steady_clock::now() < end) std::this_thread::yield();
+  CHECK(batcher.expired());
 }
 
 TEST_CASE("each of many requests is answered or cancelled once, and nobody stays inside") {

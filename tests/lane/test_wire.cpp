@@ -115,7 +115,7 @@ TEST_CASE("a client that does not speak HTTP/2 is refused") {
   }
 }
 
-TEST_CASE("a client without the certificate that is asked for is refused, and one with it is known") {
+TEST_CASE("a client without the certificate that is asked for is refused, one with it is known") {
   const Files files;
   const TlsOptions options = files.options(files.authority.file());
   Pair nobody(options, {files.authority.file()});

@@ -1,3 +1,4 @@
+// NumPy's arrays over the lane's memory, and copies of what Python gave.
 #include "arrays.h"
 
 #include <cstddef>

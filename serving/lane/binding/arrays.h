@@ -29,8 +29,8 @@ std::string datatype_of(const pybind11::dtype& dtype);
 // std::invalid_argument for one that `datatype_of` never gives.
 pybind11::dtype dtype_of(const std::string& datatype);
 
-// The value as an array with its elements one after the other, copied where they are not; none where
-// it is no array.
+// The value as an array with its elements one after the other, copied where they are not; none
+// where it is no array.
 pybind11::array contiguous(pybind11::handle value);
 std::vector<std::int64_t> shape_of(const pybind11::array& array);
 

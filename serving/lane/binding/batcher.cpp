@@ -1,3 +1,4 @@
+// PythonBatcher: a batcher that runs a function of Python, and takes requests of Python's.
 #include "python_batcher.h"
 
 #include <pybind11/numpy.h>
@@ -24,11 +25,8 @@ namespace {
 using Plan = std::tuple<std::string, std::string, std::string, double>;
 
 std::shared_ptr<BatchObserver> observer_of(std::shared_ptr<BatchObserver> given, py::object observe,
-                                           py::object waiting, py::object failed) {
-  if (!given) {
-    given = std::make_shared<PythonObserver>(std::move(observe), std::move(waiting),
-                                             std::move(failed));
-  }
+                                           py::object failed) {
+  if (!given) given = std::make_shared<PythonObserver>(std::move(observe), std::move(failed));
   return std::make_shared<HandingOut>(std::move(given));
 }
 
@@ -44,14 +42,14 @@ std::shared_ptr<Executor> executor_of(py::object run, const FactsColumn& facts,
 std::unique_ptr<PythonBatcher> make_batcher(
     py::object run, BatcherOptions options, py::object answered, py::object refused,
     std::string facts_name, py::dtype facts_dtype, std::shared_ptr<BatchObserver> observer,
-    py::object observe, py::object waiting, py::object failed,
-    const std::optional<Plan>& plan) {
+    py::object observe, py::object failed,
+    const std::optional<Plan>& plan, std::vector<std::string> inputs) {
   const FactsColumn facts{std::move(facts_name), std::move(facts_dtype)};
-  const bool waiting_is_python = !observer && !waiting.is_none();
   return std::make_unique<PythonBatcher>(
       executor_of(std::move(run), facts, plan), std::move(options),
-      observer_of(std::move(observer), std::move(observe), std::move(waiting), std::move(failed)),
-      waiting_is_python, of_python<Tell>(Tell{std::move(answered), std::move(refused), facts}));
+      observer_of(std::move(observer), std::move(observe), std::move(failed)),
+      of_python<Tell>(Tell{std::move(answered), std::move(refused), facts}),
+      std::move(inputs));
 }
 
 BatcherOptions make_options(std::string name, std::int64_t max_batch_size, Seconds max_queue_delay,
@@ -64,21 +62,12 @@ BatcherOptions make_options(std::string name, std::int64_t max_batch_size, Secon
 }  // namespace
 
 PythonBatcher::PythonBatcher(std::shared_ptr<Executor> executor, BatcherOptions options,
-                             std::shared_ptr<BatchObserver> observer, bool waiting_is_python,
-                             std::shared_ptr<Tell> tell)
-    : waiting_is_python_(waiting_is_python), tell_(std::move(tell)) {
-  const py::gil_scoped_release others_run;
-  batcher_ =
-      std::make_shared<Batcher>(std::move(executor), std::move(options), std::move(observer));
-}
-
-PythonBatcher::~PythonBatcher() {
-  if (python_is_ending()) {  // what still runs cannot end, and must not be waited for
-    of_python<std::shared_ptr<Batcher>>(std::move(batcher_));
-    return;
-  }
-  const py::gil_scoped_release others_run;
-  batcher_.reset();
+                             std::shared_ptr<BatchObserver> observer, std::shared_ptr<Tell> tell,
+                             std::vector<std::string> inputs)
+    : tell_(std::move(tell)), layouts_(std::move(inputs)) {
+  const WithoutPython others_run;
+  batcher_ = shared_without_python<Batcher>(std::move(executor), std::move(options),
+                                            std::move(observer));
 }
 
 py::object PythonBatcher::submit(const py::object& request) {
@@ -86,21 +75,17 @@ py::object PythonBatcher::submit(const py::object& request) {
   const py::object claim = claim_of(request);
   claim.cast<Claim&>().queued(mine, batcher_);
   request.attr("withdraw") = claim;
-  const std::optional<Refusal> refusal = [&] {
-    std::optional<py::gil_scoped_release> others_run;
-    if (waiting_is_python_) others_run.emplace();
-    return batcher_->submit(mine);
-  }();
+  const std::optional<Refusal> refusal = batcher_->submit(mine);
   return refusal ? py::object(plain(*refusal)) : py::none();
 }
 
 bool PythonBatcher::close(Seconds timeout) {
-  const py::gil_scoped_release others_run;
+  const WithoutPython others_run;
   return batcher_->close(timeout);
 }
 
 std::size_t PythonBatcher::pending() const {
-  const py::gil_scoped_release others_run;
+  const WithoutPython others_run;
   return batcher_->pending();
 }
 
@@ -119,8 +104,8 @@ void bind_batcher(py::module_& module) {
       .def(py::init(&make_batcher), py::arg("run"), py::arg("options"), py::kw_only(),
            py::arg("answered"), py::arg("refused"), py::arg("facts_name"), py::arg("facts_dtype"),
            py::arg("observer") = py::none(), py::arg("observe") = py::none(),
-           py::arg("waiting") = py::none(), py::arg("failed") = py::none(),
-           py::arg("plan") = py::none())
+           py::arg("failed") = py::none(), py::arg("plan") = py::none(),
+           py::arg("inputs") = std::vector<std::string>())
       .def("submit", &PythonBatcher::submit)
       .def("close", &PythonBatcher::close)
       .def_property_readonly("pending", &PythonBatcher::pending);

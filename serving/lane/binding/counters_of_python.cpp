@@ -1,3 +1,4 @@
+// Slots of Python's mapped memory as the lane's counters have them.
 #include "counters_of_python.h"
 
 #include <utility>
@@ -38,7 +39,8 @@ Views new_views() {
 Slots slots_of(const Views& views, const py::handle& view) {
   views->append(view);
   const Py_buffer* buffer = PyMemoryView_GET_BUFFER(view.ptr());
-  return {static_cast<double*>(buffer->buf), static_cast<std::size_t>(buffer->len) / sizeof(double)};
+  const auto bytes = static_cast<std::size_t>(buffer->len);
+  return {static_cast<double*>(buffer->buf), bytes / sizeof(double)};
 }
 
 // A function of Python, which threads of C++ call.
@@ -115,8 +117,8 @@ std::shared_ptr<ModelCounters> counters_of_python(const py::dict& slots, const p
 
 ServiceSeries service_series(py::object refusal, py::object request_bytes, py::object in_flight) {
   const Views views = new_views();
-  return {refusals(views, shared_of_python<py::object>(std::move(refusal))), slots_of(views, request_bytes),
-          slots_of(views, in_flight)};
+  return {refusals(views, shared_of_python<py::object>(std::move(refusal))),
+          slots_of(views, request_bytes), slots_of(views, in_flight)};
 }
 
 }  // namespace lane

@@ -50,8 +50,8 @@ pybind11::object call(const pybind11::object& function, Arguments&&... arguments
   return pybind11::reinterpret_steal<pybind11::object>(result);
 }
 
-// A thread's state of Python, kept until the thread ends: to make it anew each time that the lock is
-// taken costs more than all else that is done under the lock.
+// A thread's state of Python, kept until the thread ends: to make it anew each time that the lock
+// is taken costs more than all else that is done under the lock.
 class ThreadState {
  public:
   ThreadState() {
@@ -63,7 +63,7 @@ class ThreadState {
   ThreadState& operator=(const ThreadState&) = delete;
   ~ThreadState() {
     if (state_ == nullptr || python_is_ending()) return;
-    PyEval_RestoreThread(state_);
+    entering_python([this] { PyEval_RestoreThread(state_); });
     PyGILState_Release(lock_);
   }
 
@@ -87,6 +87,41 @@ class WithPython {
  private:
   std::optional<pybind11::gil_scoped_acquire> lock_;
 };
+
+// Lets Python's lock go, of a thread that holds it. As pybind11's gil_scoped_release, but that it
+// may end while Python does.
+class WithoutPython {
+ public:
+  WithoutPython() : state_(PyEval_SaveThread()) {}
+  ~WithoutPython() {
+    entering_python([this] { PyEval_RestoreThread(state_); });
+  }
+  WithoutPython(const WithoutPython&) = delete;
+  WithoutPython& operator=(const WithoutPython&) = delete;
+
+ private:
+  PyThreadState* const state_;
+};
+
+// Owns something that waits for threads which may need Python's lock, such as a batcher, wherever
+// its last owner is; where Python is ending, so that they never end, it is left to the process's
+// end.
+struct DropWithoutPython {
+  template <typename T>
+  void operator()(T* value) const {
+    if (python_is_ending()) return;
+    std::unique_ptr<T> dropped(value);
+    if (!PyGILState_Check()) return;
+    const WithoutPython others_run;
+    dropped.reset();
+  }
+};
+
+template <typename T, typename... Arguments>
+std::shared_ptr<T> shared_without_python(Arguments&&... arguments) {
+  using Owned = std::unique_ptr<T, DropWithoutPython>;
+  return Owned(std::make_unique<T>(std::forward<Arguments>(arguments)...).release());
+}
 
 // Owns something that refers to Python, wherever its last owner is; where Python is ending, it is
 // left to the process's end.

@@ -4,6 +4,8 @@
 #include <pybind11/pybind11.h>
 
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "batcher.h"
 #include "python_request.h"
@@ -12,16 +14,16 @@ namespace lane {
 
 class PythonBatcher {
  public:
+  // `inputs` are a model's in its order; Layouts tells more.
   PythonBatcher(std::shared_ptr<Executor> executor, BatcherOptions options,
-                std::shared_ptr<BatchObserver> observer, bool waiting_is_python,
-                std::shared_ptr<Tell> tell);
-  ~PythonBatcher();
+                std::shared_ptr<BatchObserver> observer, std::shared_ptr<Tell> tell,
+                std::vector<std::string> inputs);
   PythonBatcher(const PythonBatcher&) = delete;
   PythonBatcher& operator=(const PythonBatcher&) = delete;
 
-  // All of them with Python's lock held, which they let go while they need the batcher's: its holder
-  // might want Python's. `submit` does so only where that can be, as to get it back takes long when
-  // others want it: with a `waiting` of Python, which is called under the batcher's lock.
+  // All of them with Python's lock held. What may take a while lets it go; `submit` does not, as to
+  // get it back takes long when others want it: who holds the batcher's lock never waits for
+  // Python's.
   // A refusal as `plain` has it, or None.
   pybind11::object submit(const pybind11::object& request);
   bool close(Seconds timeout);
@@ -31,7 +33,6 @@ class PythonBatcher {
   const std::shared_ptr<Batcher>& batcher() const { return batcher_; }
 
  private:
-  const bool waiting_is_python_;
   std::shared_ptr<Tell> tell_;
   Layouts layouts_;
   std::shared_ptr<Batcher> batcher_;

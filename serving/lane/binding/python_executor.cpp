@@ -1,3 +1,4 @@
+// PythonExecutor: a run with Python's lock, and what it raised as what the lane throws.
 #include "python_executor.h"
 
 #include <exception>

@@ -1,3 +1,4 @@
+// What is told to Python's log, by threads that hold nothing of it.
 #include "python_log.h"
 
 #include <memory>

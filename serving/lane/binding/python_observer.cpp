@@ -1,3 +1,4 @@
+// What a batcher does, told to functions of Python.
 #include "python_observer.h"
 
 #include <pybind11/stl.h>
@@ -10,9 +11,8 @@ namespace py = pybind11;
 
 namespace lane {
 
-PythonObserver::PythonObserver(py::object observe, py::object waiting, py::object failed)
-    : python_(of_python<References>(
-          References{std::move(observe), std::move(waiting), std::move(failed)})) {}
+PythonObserver::PythonObserver(py::object observe, py::object failed)
+    : python_(of_python<References>(References{std::move(observe), std::move(failed)})) {}
 
 template <typename... Arguments>
 void PythonObserver::tell(py::object References::*who, const Arguments&... arguments) {
@@ -32,8 +32,6 @@ void PythonObserver::ran(const Execution& execution) {
        execution.request_seconds, stages.compute_input, stages.compute_infer,
        stages.compute_output);
 }
-
-void PythonObserver::waiting(std::size_t requests) { tell(&References::waiting, requests); }
 
 void PythonObserver::failed(const std::string& warning) { tell(&References::failed, warning); }
 

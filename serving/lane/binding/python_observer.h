@@ -1,5 +1,6 @@
-// PythonObserver: tells functions of Python what a batcher does. For servers that count in Python;
-// one that counts natively gives an observer of its own. HandingOut is around either.
+// PythonObserver: tells functions of Python what a batcher does, but not who waits: that is told
+// under the batcher's lock. A server that counts natively gives an observer of its own. HandingOut
+// is around either.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -17,16 +18,14 @@ namespace lane {
 class PythonObserver : public BatchObserver {
  public:
   // Of a thread that holds Python's lock; None is told nothing. None of them may raise.
-  PythonObserver(pybind11::object observe, pybind11::object waiting, pybind11::object failed);
+  PythonObserver(pybind11::object observe, pybind11::object failed);
 
   void ran(const Execution& execution) override;
-  void waiting(std::size_t requests) override;
   void failed(const std::string& warning) override;
 
  private:
   struct References {
     pybind11::object observe;  // (rows, request_rows, queue_seconds, request_seconds, *stages)
-    pybind11::object waiting;  // (requests)
     pybind11::object failed;   // (warning)
   };
   template <typename... Arguments>

@@ -1,7 +1,9 @@
+// Requests of Python in the lane's queue: their arrays, their claim, and how they hear of outcomes.
 #include "python_request.h"
 
 #include <algorithm>
 #include <exception>
+#include <functional>
 #include <string>
 #include <utility>
 #include <variant>
@@ -13,17 +15,6 @@ namespace py = pybind11;
 namespace lane {
 
 namespace {
-
-// By name, so that the order in which a request has them makes no difference.
-std::vector<std::pair<std::string, py::array>> by_name(const py::dict& inputs) {
-  std::vector<std::pair<std::string, py::array>> sorted;
-  for (const auto& [name, value] : inputs) {
-    sorted.emplace_back(py::cast<std::string>(name), contiguous(value));
-  }
-  std::sort(sorted.begin(), sorted.end(),
-            [](const auto& one, const auto& other) { return one.first < other.first; });
-  return sorted;
-}
 
 RowSpec row_spec(const std::string& name, const py::array& array) {
   RowSpec spec;
@@ -68,6 +59,21 @@ py::tuple plain(const Refusal& refusal) {
                         refusal.closed, cause_of(refusal.cause));
 }
 
+// The order in which a request has them makes no difference.
+std::vector<std::pair<std::string, py::array>> Layouts::ordered(const py::dict& arrays) const {
+  std::vector<std::pair<std::string, py::array>> sorted;
+  for (const auto& [name, value] : arrays) {
+    sorted.emplace_back(py::cast<std::string>(name), contiguous(value));
+  }
+  const auto place = [&](const std::string& name) {
+    return std::make_pair(std::find(inputs_.begin(), inputs_.end(), name), std::cref(name));
+  };
+  std::sort(sorted.begin(), sorted.end(), [&](const auto& one, const auto& other) {
+    return place(one.first) < place(other.first);
+  });
+  return sorted;
+}
+
 LayoutPtr Layouts::shared(Layout layout) {
   if (newest_ && *newest_ == layout) return newest_;
   if (newest_) others_.push_back(newest_);
@@ -103,7 +109,7 @@ void Claim::withdraw(const py::object&) const {
   const std::shared_ptr<PythonRequest> withdrawn = request_.lock();  // let go under Python's lock
   const std::shared_ptr<Batcher> batcher = batcher_.lock();
   if (!withdrawn || !batcher) return;
-  const py::gil_scoped_release others_run;
+  const WithoutPython others_run;
   batcher->withdraw(*withdrawn);
 }
 
@@ -135,7 +141,7 @@ PythonRequest::PythonRequest(const py::object& request, Layouts& layouts,
 
 void PythonRequest::read_inputs(const py::dict& arrays, Layouts& layouts) {
   Layout its;
-  for (auto& [name, array] : by_name(arrays)) {
+  for (auto& [name, array] : layouts.ordered(arrays)) {
     if (!array) throw py::type_error("input '" + name + "' is no array");
     its.inputs.push_back(row_spec(name, array));
     inputs.push_back(static_cast<const std::byte*>(array.data()));

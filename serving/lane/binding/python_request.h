@@ -4,11 +4,13 @@
 // claims its requests without Python's lock, and takes that once to hand out all their outcomes.
 #pragma once
 
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
 #include <atomic>
 #include <exception>
 #include <memory>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -35,9 +37,16 @@ pybind11::tuple plain(const Refusal& refusal);
 // Layouts in use, so that equal ones are one. Python's lock guards it.
 class Layouts {
  public:
+  // `inputs` names a model's inputs in its order, as the lane's own requests have them, so that
+  // both share batches. Others come after them, by name.
+  explicit Layouts(std::vector<std::string> inputs) : inputs_(std::move(inputs)) {}
+
+  // The arrays by name, in this order.
+  std::vector<std::pair<std::string, pybind11::array>> ordered(const pybind11::dict& arrays) const;
   LayoutPtr shared(Layout layout);
 
  private:
+  const std::vector<std::string> inputs_;
   LayoutPtr newest_;
   std::vector<std::weak_ptr<const Layout>> others_;
 };
@@ -48,7 +57,8 @@ class PythonRequest;
 using Settled = std::shared_ptr<std::atomic<bool>>;
 
 // The right to complete a request of Python, in the place of its list of one function; and what it
-// calls when it is cancelled. It owns nothing of the request in the queue, or that would own itself.
+// calls when it is cancelled. It owns nothing of the request in the queue, or that would own
+// itself.
 // Python's lock guards it.
 class Claim {
  public:

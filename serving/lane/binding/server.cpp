@@ -1,4 +1,4 @@
-// The lane's server for Python: what it is told of the models, and how it starts and ends; native.pyi.
+// The lane's server for Python: what it is told of the models, and how it starts and ends.
 
 #include <pybind11/functional.h>
 #include <pybind11/stl.h>
@@ -44,7 +44,8 @@ std::shared_ptr<ServedModel> served_model(std::string name, std::string version,
                                           std::shared_ptr<ModelCounters> counters) {
   Signature signature{std::move(name), std::move(version), specs_of(inputs), specs_of(outputs),
                       std::move(labels)};
-  return std::make_shared<ServedModel>(std::move(signature), batcher.batcher(), std::move(counters));
+  return std::make_shared<ServedModel>(std::move(signature), batcher.batcher(),
+                                       std::move(counters));
 }
 
 Limits limits_of(const Settings& settings) {
@@ -84,39 +85,40 @@ class PythonServer {
     service_->traces_observed = settings_.at("traces_observed") != 0;
   }
 
-  std::shared_ptr<BatchObserver> observer(std::shared_ptr<ModelCounters> counters, py::object warn) {
+  std::shared_ptr<BatchObserver> observer(std::shared_ptr<ModelCounters> counters,
+                                          py::object warn) {
     return std::make_shared<ModelObserver>(std::move(counters), as_outbox(outbox_),
                                            text_logger(std::move(warn)));
   }
 
   void start(std::vector<int> listeners) {
-    const py::gil_scoped_release released;
+    const WithoutPython others_run;
     options_.listeners = std::move(listeners);
-    server_ = std::make_unique<Server>(options_, service_, outbox_);
+    server_ = shared_without_python<Server>(options_, service_, outbox_);
     server_->start();
   }
 
   void set_routes(const std::map<Key, std::shared_ptr<ServedModel>>& models) {
     Routes routes(models.begin(), models.end());
-    const py::gil_scoped_release released;
+    const WithoutPython others_run;
     service_->set_routes(std::move(routes));
   }
 
   void set_observed(bool every) { service_->observed = every; }
 
   void drain() {
-    const py::gil_scoped_release released;
+    const WithoutPython others_run;
     service_->draining = true;
     if (server_) server_->drain();
   }
 
   bool wait_until_idle(Seconds timeout) {
-    const py::gil_scoped_release released;
+    const WithoutPython others_run;
     return !server_ || server_->wait_until_idle(timeout);
   }
 
   void stop() {
-    const py::gil_scoped_release released;
+    const WithoutPython others_run;
     if (server_) server_->stop();
   }
 
@@ -128,7 +130,7 @@ class PythonServer {
   ServerOptions options_;
   std::shared_ptr<ServerOutbox> outbox_;
   std::shared_ptr<InferService> service_;
-  std::unique_ptr<Server> server_;
+  std::shared_ptr<Server> server_;
 };
 
 }  // namespace

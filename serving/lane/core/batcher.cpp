@@ -1,18 +1,16 @@
-// Batcher: the queue's lock, the threads that run batches, and who completes what. The clauses are
+// Batcher: the queue's lock, and the threads that take batches and have them run. The clauses are
 // those of serving/batcher.py, under the same names where there is one.
 #include "batcher.h"
 
 #include <pthread.h>
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
-#include <exception>
 #include <iterator>
 #include <limits>
 #include <utility>
 
-#include "batch.h"
+#include "runner.h"
 
 namespace lane {
 namespace {
@@ -27,36 +25,14 @@ std::chrono::steady_clock::time_point moment(Seconds at) {
   return Clock::time_point(std::chrono::duration_cast<Clock::duration>(seconds));
 }
 
-Refusal too_late(const char* details) {
-  return {Code::deadline_exceeded, Reason::deadline, details};
-}
-
 Refusal unloaded(const char* details) {
   return {Code::unavailable, Reason::model_not_ready, details, -1, true};
-}
-
-Refusal model_failed(std::exception_ptr cause) {
-  Refusal refusal{Code::internal, Reason::failed, "the model failed; the server's log says why"};
-  refusal.cause = std::move(cause);
-  return refusal;
 }
 
 BatcherOptions sorted(BatcherOptions options) {
   std::sort(options.buckets.begin(), options.buckets.end());
   return options;
 }
-
-// Counts a run as busy while it lasts, however it ends.
-class Busy {
- public:
-  explicit Busy(BatchObserver& observer) : observer_(observer) { observer_.busy(1); }
-  ~Busy() { observer_.busy(-1); }
-  Busy(const Busy&) = delete;
-  Busy& operator=(const Busy&) = delete;
-
- private:
-  BatchObserver& observer_;
-};
 
 // What `top` and debuggers show; Linux has room for 15 characters.
 void name_thread(const std::string& name, int number) {
@@ -67,34 +43,13 @@ void name_thread(const std::string& name, int number) {
 
 }  // namespace
 
-// What went through one run, and what came of it: outputs for all, or a refusal.
-struct Batcher::Ran {
-  std::vector<RequestPtr> requests;
-  BatchRun run;  // without outputs for a refusal
-  Refusal refusal;
-
-  Seconds waited(const Request& request) const { return run.started - request.arrived; }
-  Seconds took(const Request& request) const { return run.done - request.arrived; }
-
-  Outcome outcome(const Request& request, std::int64_t first) const {
-    if (!run.outputs) return refusal;
-    return Answer{run.outputs, first, request.rows, waited(request), took(request), run.stages};
-  }
-
-  void tell(const Request& request, Execution& execution) const {
-    execution.request_rows.push_back(request.rows);
-    execution.queue_seconds.push_back(waited(request));
-    execution.request_seconds.push_back(took(request));
-  }
-};
-
 // All but the threads themselves, each of which keeps it alive until it ends.
 struct Batcher::State {
   State(std::shared_ptr<Executor> executor_, BatcherOptions options_,
         std::shared_ptr<BatchObserver> observer_)
-      : executor(std::move(executor_)),
-        observer(std::move(observer_)),
+      : observer(std::move(observer_)),
         options(std::move(options_)),
+        runner(std::move(executor_), observer, options.name, options.buckets),
         queue(options.priority_levels),
         free_instances(options.instance_count),
         living(options.instance_count + 1) {}
@@ -127,16 +82,10 @@ struct Batcher::State {
   bool serve_one();
   std::vector<RequestPtr> next();
   Turn wait_for_turn();
-  std::vector<Ran> execute(std::vector<RequestPtr> requests);
-  std::vector<Ran> execute_again(std::vector<RequestPtr> requests, const std::string& why);
-  std::exception_ptr try_run(Ran& ran);
-  void hand_out(const Ran& ran);
-  void refuse(const std::vector<RequestPtr>& requests, const Refusal& refusal);
 
-  std::shared_ptr<Executor> executor;  // the threads': the last one lets it go
   const std::shared_ptr<BatchObserver> observer;
   const BatcherOptions options;
-  std::atomic<Seconds> seconds_per_request{0};  // in the last batch
+  Runner runner;
 
   mutable std::mutex lock;
   std::condition_variable work;   // for threads: there may be something to do
@@ -201,7 +150,7 @@ bool Batcher::State::close(Seconds timeout) {
   tell_waiting();
   work.notify_all();
   guard.unlock();
-  refuse(left, unloaded("the version was unloaded before the request could run"));
+  runner.refuse(left, unloaded("the version was unloaded before the request could run"));
   return finished;
 }
 
@@ -231,7 +180,7 @@ void Batcher::State::expire(Seconds at) {
 
 // Try again when half of the queue will have run, if requests go on taking that long.
 Refusal Batcher::State::full() const {
-  const double seconds = static_cast<double>(queue.callers()) / 2 * seconds_per_request.load() /
+  const double seconds = static_cast<double>(queue.callers()) / 2 * runner.seconds_per_request() /
                          options.instance_count;
   return {Code::resource_exhausted, Reason::queue_full,
           std::to_string(options.max_queue_size) + " requests are already waiting",
@@ -270,7 +219,7 @@ void Batcher::State::serve() {
   }
   std::shared_ptr<Executor> last;  // let go after the lock; it may refer to who owns the batcher
   const std::lock_guard<std::mutex> guard(lock);
-  if (--living == 0) last = std::move(executor);
+  if (--living == 0) last = runner.let_go();
   ended.notify_all();
 }
 
@@ -279,7 +228,7 @@ void Batcher::State::serve() {
 bool Batcher::State::serve_one() {
   auto batch = next();
   if (batch.empty()) return false;
-  const auto runs = execute(std::move(batch));
+  const auto runs = runner.run(std::move(batch));
   bool notify = false;
   {
     const std::lock_guard<std::mutex> guard(lock);
@@ -287,7 +236,7 @@ bool Batcher::State::serve_one() {
     notify = has_work();
   }
   if (notify) work.notify_one();
-  for (const auto& ran : runs) hand_out(ran);
+  for (const auto& ran : runs) runner.hand_out(ran);
   const std::lock_guard<std::mutex> guard(lock);
   --unanswered;
   return true;
@@ -299,7 +248,7 @@ std::vector<RequestPtr> Batcher::State::next() {
   while (true) {
     Turn turn = wait_for_turn();
     if (turn.over || !turn.batch.empty()) return std::move(turn.batch);
-    refuse(turn.late, too_late("the deadline passed before the request could run"));
+    runner.refuse(turn.late, too_late("the deadline passed before the request could run"));
   }
 }
 
@@ -333,83 +282,6 @@ Seconds Batcher::State::look(Turn& turn) {
     return closes;
   }
   return -kNever;
-}
-
-// What came of each request. Those of a batch that failed run again one by one, so that nobody
-// fails for what another sent.
-std::vector<Batcher::Ran> Batcher::State::execute(std::vector<RequestPtr> requests) {
-  std::vector<Ran> runs(1);
-  runs[0].requests = std::move(requests);
-  const std::exception_ptr why = try_run(runs[0]);
-  if (!why) return runs;
-  if (runs[0].requests.size() == 1) {
-    runs[0].refusal = model_failed(why);
-    return runs;
-  }
-  return execute_again(std::move(runs[0].requests), text_of(why));
-}
-
-std::vector<Batcher::Ran> Batcher::State::execute_again(std::vector<RequestPtr> requests,
-                                                        const std::string& why) {
-  std::vector<Ran> runs;
-  const std::size_t count = requests.size();
-  for (auto& request : requests) {
-    if (request->settled()) continue;
-    std::vector<RequestPtr> alone{std::move(request)};
-    if (alone[0]->deadline > now()) {
-      runs.push_back(std::move(execute(std::move(alone))[0]));
-    } else {
-      runs.emplace_back().requests = std::move(alone);
-      runs.back().refusal = too_late("the deadline passed while its batch failed");
-    }
-  }
-  const auto failed = [](const Ran& ran) { return ran.refusal.cause != nullptr; };
-  if (std::none_of(runs.begin(), runs.end(), failed)) {
-    observer->failed(options.name + ": " + std::to_string(count) +
-                     " requests failed together, none by itself: " + why);
-  }
-  return runs;
-}
-
-// What the run threw; nothing where it gave an answer.
-std::exception_ptr Batcher::State::try_run(Ran& ran) {
-  const Busy busy(*observer);
-  try {
-    ran.run = run_batch(*executor, ran.requests, options.buckets);
-  } catch (...) {  // whatever it is: the thread must live
-    return std::current_exception();
-  }
-  seconds_per_request = ran.run.stages.seconds() / static_cast<double>(ran.requests.size());
-  return nullptr;
-}
-
-// Gives each request of a run its outcome, unless it was cancelled meanwhile.
-void Batcher::State::hand_out(const Ran& ran) {
-  std::vector<std::pair<Request*, std::int64_t>> claimed;  // and its first row
-  claimed.reserve(ran.requests.size());
-  Execution execution;
-  execution.stages = ran.run.stages;
-  std::int64_t first = 0;
-  for (const auto& request : ran.requests) {
-    if (!request->background) execution.rows += request->rows;
-    if (request->claim()) {
-      claimed.emplace_back(request.get(), first);
-      if (!request->background) ran.tell(*request, execution);
-    }
-    first += request->rows;
-  }
-  if (ran.run.outputs && !execution.request_rows.empty()) observer->ran(execution);
-  for (const auto& [request, row] : claimed) request->complete(ran.outcome(*request, row));
-  observer->handed_out();
-}
-
-// Fails those that nobody else has completed.
-void Batcher::State::refuse(const std::vector<RequestPtr>& requests, const Refusal& refusal) {
-  if (requests.empty()) return;
-  for (const auto& request : requests) {
-    if (request->claim()) request->complete(refusal);
-  }
-  observer->handed_out();
 }
 
 Batcher::Batcher(std::shared_ptr<Executor> executor, BatcherOptions options,

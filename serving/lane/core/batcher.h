@@ -47,11 +47,13 @@ class BatchObserver {
   virtual ~BatchObserver() = default;
   // A batch that held a caller's request ran; before its answers go out.
   virtual void ran(const Execution&) {}
-  // So many callers' requests wait now. The batcher's lock is held.
+  // So many callers' requests wait now. The batcher's lock is held, which threads take that hold
+  // Python's, and the one that moves bytes: it must neither wait nor take Python's.
   virtual void waiting(std::size_t) {}
   // So many batches run more, or fewer, than before.
   virtual void busy(int) {}
-  // All requests of a run, or of a refusal, have been completed: what they left may go out together.
+  // All requests of a run, or of a refusal, have been completed: what they left may go out
+  // together.
   virtual void handed_out() {}
   // Requests failed together and none by itself. One that fails is for its caller's side to log, by
   // its refusal's `cause`.
@@ -83,7 +85,6 @@ class Batcher {
   const BatcherOptions& options() const { return options_; }
 
  private:
-  struct Ran;
   struct State;
 
   void start();

@@ -5,7 +5,6 @@
 
 #include <openssl/rand.h>
 
-#include <stdexcept>
 #include <utility>
 
 #include "message.h"
@@ -13,7 +12,8 @@
 namespace lane {
 namespace {
 
-// Characters. Names that a client chose appear in texts, and gRPC carries those in a header of 8 KiB.
+// Characters. Names that a client chose appear in texts, and gRPC carries those in a header of
+// 8 KiB.
 constexpr std::size_t kMaxDetails = 1000;
 constexpr std::size_t kPrefixBytes = 5;  // of gRPC's frame
 
@@ -47,22 +47,15 @@ std::int64_t rows_of(const Outputs& outputs) {
   return some ? outputs.tensors[0].shape[0] : 0;
 }
 
-void check_outputs(const Signature& signature, const Answer& answer) {
-  const Outputs& outputs = *answer.outputs;
-  const std::int64_t rows = rows_of(outputs);
-  const bool told = outputs.facts.empty() || outputs.facts.size() == static_cast<std::size_t>(rows);
-  if (told && answer.rows <= rows - answer.first && fits(signature, outputs, rows)) return;
-  throw RunFailed("the outputs are not those of the model's signature");
-}
-
 }  // namespace
 
 void Answering::enter() { show(in_flight.fetch_add(1) + 1); }
 
 void Answering::leave() { show(in_flight.fetch_sub(1) - 1); }
 
-// Whoever changes the number stores it, and again where it has changed meanwhile: of several threads
-// the last one to look has stored what it is. An exchange with itself, as a load might be early.
+// Whoever changes the number stores it, and again where it has changed meanwhile: of several
+// threads the last one to look has stored what it is. An exchange with itself, as a load might be
+// early.
 void Answering::show(std::size_t now_inside) {
   for (std::size_t shown = ~now_inside; shown != now_inside; now_inside = in_flight.fetch_add(0)) {
     shown = now_inside;
@@ -86,9 +79,10 @@ void Call::complete(Outcome outcome) {
   answering_->leave();
 }
 
+// It keeps its version until it ends itself, on the thread of a batch that it is in: the version
+// may be unloaded meanwhile, and who lets go of it last waits for what runs.
 void Call::cancelled() {
   refused({Code::cancelled, Reason::cancelled, "the request was cancelled"});
-  served.reset();
   answering_->leave();
 }
 
@@ -114,10 +108,19 @@ std::variant<Reply, Refusal> Call::result(Outcome outcome) {
   return refused(std::move(failed));
 }
 
+void Call::check(const Answer& answer) const {
+  const Outputs& all = *answer.outputs;
+  const std::int64_t rows = rows_of(all);
+  const bool told = all.facts.empty() || all.facts.size() == static_cast<std::size_t>(rows);
+  const bool fit = fits(served->checker.signature(), outputs, all, rows);
+  if (told && fit && answer.rows <= rows - answer.first) return;
+  throw RunFailed("the outputs are not those of the model's signature");
+}
+
 // Counted once nothing can go wrong with the answer any more.
 Reply Call::replied(const Answer& answer) {
   const Signature& signature = served->checker.signature();
-  check_outputs(signature, answer);
+  check(answer);
   Reply reply;
   reply.message = encode(signature, request_id, outputs, answer, ids(answer));
   if (reply.message.size() < kPrefixBytes) throw RunFailed("the answer is larger than a frame");
@@ -133,11 +136,11 @@ Reply Call::replied(const Answer& answer) {
   return reply;
 }
 
-// Empty for a model that tells no classes, and where answers carry none.
-std::string Call::ids(const Answer& answer) const {
+// None for a model that tells no classes, and where answers carry none.
+std::optional<std::string> Call::ids(const Answer& answer) const {
   const Signature& signature = served->checker.signature();
-  if (!answering_->signer || !answering_->options.prediction_ids) return {};
-  if (answer.outputs->facts.empty() || signature.labels.empty()) return {};
+  if (!answering_->signer || !answering_->options.prediction_ids) return std::nullopt;
+  if (answer.outputs->facts.empty() || signature.labels.empty()) return std::nullopt;
   return answering_->signer->ids(signature.name, signature.version,
                                  static_cast<std::int64_t>(signature.labels.size()),
                                  answer.outputs->facts.data() + answer.first, answer.rows);

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstddef>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <variant>
@@ -55,7 +56,8 @@ class Call : public Request {
  private:
   std::variant<Reply, Refusal> result(Outcome outcome);
   Reply replied(const Answer& answer);
-  std::string ids(const Answer& answer) const;
+  void check(const Answer& answer) const;
+  std::optional<std::string> ids(const Answer& answer) const;
   void report(Refusal& refusal) const;
 
   const std::shared_ptr<Answering> answering_;

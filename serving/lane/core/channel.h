@@ -37,8 +37,8 @@ class Channel {
   ssize_t read();
   // The socket takes bytes again.
   void writable() { full_ = false; }
-  // Moves what `source` wants to send, which it appends to a string as Connection::send does; whether
-  // it may have more that the socket would take.
+  // Moves what `source` wants to send, which it appends to a string as Connection::send does;
+  // whether it may have more that the socket would take.
   template <class Source>
   bool send(Source& source, Seconds now) {
     borrow(now);

@@ -464,7 +464,8 @@ void Connection::State::refuse(Stream& stream, const Refusal& refusal) {
   forget_body(stream);
   StreamList::remove(stream);
   stream.out.trailers = refusal_trailers(refusal);
-  std::vector<nghttp2_nv> all{lasting(":status", "200"), lasting("content-type", "application/grpc")};
+  std::vector<nghttp2_nv> all{lasting(":status", "200"),
+                              lasting("content-type", "application/grpc")};
   for (const Header& each : stream.out.trailers) all.push_back(lasting(each.name, each.value));
   nghttp2_submit_response(session.get(), stream.id, all.data(), all.size(), nullptr);
 }
@@ -598,7 +599,8 @@ void Connection::State::resume(Stream& stream) {
 
 Stream* Connection::State::passed(std::int32_t id) const {
   Stream* stream = find(id);
-  return stream && stream->role == Stream::Role::passed && !stream->upstream_done ? stream : nullptr;
+  const bool there = stream && stream->role == Stream::Role::passed && !stream->upstream_done;
+  return there ? stream : nullptr;
 }
 
 // The upstream's connection is gone.

@@ -31,8 +31,8 @@ struct Limits {
   int max_ping_strikes = 2;
   Seconds handshake_timeout = 20;          // until the client's preface and settings
   Seconds idle_timeout = 0;                // without a stream; 0 never
-  Seconds stall_timeout = 30;              // a request that does not go on, a peer that reads nothing
-  Seconds max_age = 0;                     // 0 for ever; each connection's own is up to 10% more or less
+  Seconds stall_timeout = 30;              // a request that stops, a peer that reads nothing
+  Seconds max_age = 0;                     // 0 for ever; each connection's is up to 10% off
   Seconds max_age_grace = 30;              // for its calls in flight, then
   double resets_per_second = 100;          // of streams by the client, on average (CVE-2023-44487)
   double resets_burst = 1000;

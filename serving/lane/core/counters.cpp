@@ -11,6 +11,13 @@
 namespace lane {
 namespace {
 
+// What can happen to a request for a loaded model: serving/model_metrics.py's _OF_A_MODEL.
+constexpr std::pair<Code, Reason> kUsual[] = {
+    {Code::resource_exhausted, Reason::queue_full}, {Code::invalid_argument, Reason::invalid_input},
+    {Code::deadline_exceeded, Reason::deadline},    {Code::cancelled, Reason::cancelled},
+    {Code::internal, Reason::failed},
+};
+
 double milliseconds_since_1970() {
   timespec time;
   clock_gettime(CLOCK_REALTIME, &time);
@@ -31,10 +38,14 @@ void Slots::set(std::size_t index, double value) const {
 }
 
 void Slots::add(std::size_t index, double value) const {
-  if (index >= count) return;
-  double sum;
-  __atomic_load(values + index, &sum, __ATOMIC_RELAXED);
-  set(index, sum + value);
+  if (index >= count || value == 0) return;
+  double before;
+  __atomic_load(values + index, &before, __ATOMIC_RELAXED);
+  double sum = before + value;
+  while (!__atomic_compare_exchange(values + index, &before, &sum, true, __ATOMIC_RELAXED,
+                                    __ATOMIC_RELAXED)) {
+    sum = before + value;
+  }
 }
 
 void Histogram::observe(double value) const {
@@ -52,12 +63,12 @@ void Histogram::add(double sum) const {
   if (slots.count) slots.add(slots.count - 1, sum);
 }
 
-ModelCounters::ModelCounters(ModelSeries series) : series_(std::move(series)) {}
+ModelCounters::ModelCounters(ModelSeries series) : series_(std::move(series)) {
+  for (const auto& [code, reason] : kUsual) refusal_slots(code, reason);
+}
 
 void ModelCounters::executed(const Execution& execution) {
   const Slots batch = batch_slots(execution.rows);
-  const double milliseconds = milliseconds_since_1970();
-  const std::lock_guard<std::mutex> guard(lock_);
   series_.executions.add(0, 1);
   series_.inferences.add(0, static_cast<double>(execution.rows));
   series_.batch_rows.observe(static_cast<double>(execution.rows));
@@ -66,7 +77,7 @@ void ModelCounters::executed(const Execution& execution) {
   observe_all(series_.queue_seconds, execution.queue_seconds);
   observe_all(series_.request_seconds, execution.request_seconds);
   series_.answered.add(0, static_cast<double>(execution.queue_seconds.size()));
-  series_.last_inference.set(0, milliseconds);
+  series_.last_inference.set(0, milliseconds_since_1970());
 }
 
 // The three stages: in their histograms, per batch size, and once for each request.
@@ -88,13 +99,9 @@ void ModelCounters::waiting(std::size_t requests) {
   series_.pending.set(0, static_cast<double>(requests));
 }
 
-void ModelCounters::busy(int more) {
-  const std::lock_guard<std::mutex> guard(lock_);
-  series_.busy.add(0, more);
-}
+void ModelCounters::busy(int more) { series_.busy.add(0, more); }
 
 void ModelCounters::replied(std::int64_t request_bytes, std::int64_t response_bytes) {
-  const std::lock_guard<std::mutex> guard(lock_);
   series_.request_bytes.add(0, static_cast<double>(request_bytes));
   series_.response_bytes.add(0, static_cast<double>(response_bytes));
 }
@@ -102,7 +109,6 @@ void ModelCounters::replied(std::int64_t request_bytes, std::int64_t response_by
 void ModelCounters::predicted(const Fact* facts, std::int64_t count) {
   double confidences = 0;
   double inks = 0;
-  const std::lock_guard<std::mutex> guard(lock_);
   for (const Fact* fact = facts; fact != facts + count; ++fact) {
     count_label(fact->label);
     if (!std::isnan(fact->calibrated)) {
@@ -126,8 +132,7 @@ void ModelCounters::count_label(std::int64_t label) {
 }
 
 void ModelCounters::failed(const Refusal& refusal, Seconds seconds, std::int64_t request_bytes) {
-  const auto [requests, rejected] = refusal_slots(refusal);
-  const std::lock_guard<std::mutex> guard(lock_);
+  const auto [requests, rejected] = refusal_slots(refusal.code, refusal.reason);
   requests.add(0, 1);
   rejected.add(0, 1);
   series_.request_bytes.add(0, static_cast<double>(request_bytes));
@@ -138,15 +143,15 @@ Slots ModelCounters::batch_slots(std::int64_t rows) {
   return known(batches_, rows, [&] { return series_.batches ? series_.batches(rows) : Slots{}; });
 }
 
-std::pair<Slots, Slots> ModelCounters::refusal_slots(const Refusal& refusal) {
-  return known(refusals_, std::make_pair(refusal.code, refusal.reason), [&] {
-    const auto& ask = series_.refusal;
-    return ask ? ask(refusal.code, refusal.reason) : std::pair<Slots, Slots>{};
+std::pair<Slots, Slots> ModelCounters::refusal_slots(Code code, Reason reason) {
+  return known(refusals_, std::make_pair(code, reason), [&] {
+    return series_.refusal ? series_.refusal(code, reason) : std::pair<Slots, Slots>{};
   });
 }
 
-// What is known by the key, or else what `ask` says. It is asked without the lock: it may be Python,
-// whose own lock may be held by who waits for this one. Two that ask at once are told the same.
+// What is known by the key, or else what `ask` says. It is asked without the lock: it may be
+// Python, whose own lock may be held by who waits for this one. Two that ask at once may be told
+// different slots, which readers add up.
 template <typename Key, typename Value, typename Ask>
 Value ModelCounters::known(std::map<Key, Value>& values, const Key& key, const Ask& ask) {
   {

@@ -23,7 +23,8 @@ struct Slots {
   double* values = nullptr;
   std::size_t count = 0;
 
-  // Stores are whole: readers of other processes see one value or the other.
+  // Stores are whole: readers of other processes see one value or the other. Additions of several
+  // threads are all counted, whoever else counts into the same slots.
   void set(std::size_t index, double value) const;
   void add(std::size_t index, double value) const;
 };
@@ -40,8 +41,8 @@ struct Histogram {
   void add(double sum) const;
 };
 
-// The series of one version; serving/model_metrics.py and serving/prediction_counts.py have the same
-// under the same names.
+// The series of one version; serving/model_metrics.py and serving/prediction_counts.py have the
+// same under the same names.
 struct ModelSeries {
   Slots answered, inferences, executions, request_bytes, response_bytes;
   Histogram request_rows, request_seconds, queue_seconds;
@@ -58,13 +59,15 @@ struct ModelSeries {
   Histogram confidence, ink;
 };
 
-// Counts what one version does. Of any number of threads: its lock is held for a few stores.
+// Counts what one version does, of any number of threads. Two of them may have slots in common: a
+// version that takes another's place under its number counts on where that does.
 class ModelCounters {
  public:
+  // Asks for the slots of all usual refusals, so that later nobody has to wait for who is asked.
   explicit ModelCounters(ModelSeries series);
 
   void executed(const Execution& execution);
-  void waiting(std::size_t requests);  // a store; the batcher's lock is held
+  void waiting(std::size_t requests);  // a store: the batcher's lock is held
   void busy(int more);
   // Those answered of one batch together: message sizes, and what the model said of their rows.
   void replied(std::int64_t request_bytes, std::int64_t response_bytes);
@@ -75,12 +78,12 @@ class ModelCounters {
   void ran(const Execution& execution, const Slots& batch);
   void count_label(std::int64_t label);
   Slots batch_slots(std::int64_t rows);
-  std::pair<Slots, Slots> refusal_slots(const Refusal& refusal);
+  std::pair<Slots, Slots> refusal_slots(Code code, Reason reason);
   template <typename Key, typename Value, typename Ask>
   Value known(std::map<Key, Value>& values, const Key& key, const Ask& ask);
 
-  std::mutex lock_;
   const ModelSeries series_;
+  std::mutex lock_;  // of what is below
   std::map<std::int64_t, Slots> batches_;
   std::map<std::pair<Code, Reason>, std::pair<Slots, Slots>> refusals_;
 };

@@ -46,7 +46,7 @@ struct Response {
   std::string_view id;
   const std::vector<int>& outputs;
   const Answer& answer;
-  std::string_view prediction_ids;
+  const std::optional<std::string>& prediction_ids;
 
   const Tensor* tensor(int output) const {
     return tensor_of(signature, *answer.outputs, static_cast<std::size_t>(output));
@@ -64,7 +64,7 @@ struct Response {
     sink.text(bytes_tag(1), signature.name);
     sink.text(bytes_tag(2), signature.version);
     sink.text(bytes_tag(3), id);
-    if (!prediction_ids.empty()) put_prediction_ids(sink);
+    if (prediction_ids) put_prediction_ids(sink, *prediction_ids);
     for (const int output : outputs) {
       const Tensor& whole = *tensor(output);
       Sizer described;
@@ -77,9 +77,9 @@ struct Response {
 
   // The entry of the map of parameters: its key, and an InferParameter with string_param.
   template <typename Sink>
-  void put_prediction_ids(Sink& sink) const {
+  void put_prediction_ids(Sink& sink, const std::string& ids) const {
     Sizer parameter;
-    parameter.bytes(bytes_tag(3), prediction_ids);
+    parameter.bytes(bytes_tag(3), ids);
     Sizer key;
     key.bytes(bytes_tag(1), kPredictionIds);
     Sizer head;
@@ -87,7 +87,7 @@ struct Response {
     sink.begin(bytes_tag(4), key.size() + head.size() + parameter.size());
     sink.bytes(bytes_tag(1), kPredictionIds);
     sink.begin(bytes_tag(2), parameter.size());
-    sink.bytes(bytes_tag(3), prediction_ids);
+    sink.bytes(bytes_tag(3), ids);
   }
 
   // An InferOutputTensor without contents.
@@ -123,7 +123,7 @@ struct Response {
 }  // namespace
 
 std::string encode(const Signature& signature, std::string_view id, const std::vector<int>& outputs,
-                   const Answer& answer, const std::string& prediction_ids) {
+                   const Answer& answer, const std::optional<std::string>& prediction_ids) {
   const Response response{signature, id, outputs, answer, prediction_ids};
   std::string out;
   if (!response.possible()) return out;
@@ -138,8 +138,10 @@ std::string encode(const Signature& signature, std::string_view id, const std::v
   return out;
 }
 
-bool fits(const Signature& signature, const Outputs& outputs, std::int64_t rows) {
-  for (std::size_t index = 0; index < signature.outputs.size(); ++index) {
+bool fits(const Signature& signature, const std::vector<int>& requested, const Outputs& outputs,
+          std::int64_t rows) {
+  for (const int output : requested) {
+    const auto index = static_cast<std::size_t>(output);
     const Tensor* tensor = tensor_of(signature, outputs, index);
     if (tensor == nullptr || tensor->datatype != signature.outputs[index].datatype) return false;
     if (!tensor->has_rows(rows) || bytes_of(*tensor) != tensor->data.size()) return false;

@@ -30,7 +30,8 @@ struct Layout {
 
 using LayoutPtr = std::shared_ptr<const Layout>;
 
-// Bytes of one element; 0 for BYTES, whose elements have no size of their own, and for unknown ones.
+// Bytes of one element; 0 for BYTES, whose elements have no size of their own, and for unknown
+// ones.
 std::size_t element_bytes(const std::string& datatype);
 
 }  // namespace lane

@@ -33,20 +33,23 @@ struct InferRequest {
 };
 
 // Reads the message; false where the lane leaves it to grpcio: whatever is malformed, or uses what
-// the lane does not take (typed contents, classification, shared memory, parameters of tensors, text
-// that is no UTF-8, a malformed `priority` or `timeout`).
+// the lane does not take (typed contents, classification, shared memory, parameters of tensors,
+// text that is no UTF-8, a malformed `priority` or `timeout`).
 bool parse(std::string_view message, InferRequest& request);
 
 struct Signature;
 
 // A gRPC-framed ModelInferResponse (5 bytes of prefix first) with an answer's own rows of the
 // outputs; `outputs` are indices of the signature's, and of the answer's tensors by name.
-// `prediction_ids` are joined by commas; without any there is no such parameter. Empty where the
-// answer lacks one of the outputs or its rows (`fits` tells), or is beyond what a frame can hold.
+// `prediction_ids` are joined by commas, and may be an empty text: that of one row whose class is
+// none of the model's. Empty where the answer lacks one of the outputs or its rows (`fits` tells),
+// or is beyond what a frame can hold.
 std::string encode(const Signature& signature, std::string_view id, const std::vector<int>& outputs,
-                   const Answer& answer, const std::string& prediction_ids);
+                   const Answer& answer, const std::optional<std::string>& prediction_ids);
 
-// Whether the answer has each of the signature's outputs, with its rows and datatype.
-bool fits(const Signature& signature, const Outputs& outputs, std::int64_t rows);
+// Whether a run gave each of these outputs, indices of the signature's, with so many rows and its
+// datatype.
+bool fits(const Signature& signature, const std::vector<int>& requested, const Outputs& outputs,
+          std::int64_t rows);
 
 }  // namespace lane

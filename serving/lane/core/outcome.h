@@ -22,7 +22,9 @@ struct Tensor {
 
   // False for a scalar, and where there are not so many rows.
   bool has_rows(std::int64_t rows) const { return !shape.empty() && shape[0] == rows; }
-  std::size_t row_bytes() const { return shape.empty() || shape[0] == 0 ? 0 : data.size() / shape[0]; }
+  std::size_t row_bytes() const {
+    return shape.empty() || shape[0] == 0 ? 0 : data.size() / shape[0];
+  }
 };
 
 // What the model says of one row; the layout of serving/predictions.py's records.

@@ -178,7 +178,8 @@ void set_confidences(const Tensor& tensor, double temperature, std::vector<Fact>
 constexpr std::uint64_t kEvenBytes = 0x00ff00ff00ff00ff;
 constexpr std::uint64_t kEvenPairs = 0x0000ffff0000ffff;
 
-// The sum of up to 128 times eight bytes, in four sums of 16 bits side by side, which are full then.
+// The sum of up to 128 times eight bytes, in four sums of 16 bits side by side, which are full
+// then.
 std::uint64_t sum_of_words(const std::byte* bytes, std::size_t words) {
   std::uint64_t sums = 0;
   for (std::size_t i = 0; i < words; ++i) {

@@ -17,7 +17,8 @@ class Request {
  public:
   virtual ~Request() = default;
 
-  // The right to complete the request: true for whoever asks first, then never again. Of any thread.
+  // The right to complete the request: true for whoever asks first, then never again. Of any
+  // thread.
   virtual bool claim() = 0;
   // Somebody has claimed it.
   virtual bool settled() const = 0;

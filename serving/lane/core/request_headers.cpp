@@ -96,7 +96,8 @@ Headers RequestHeaders::passed_on(const Peer& peer, std::optional<Seconds> timeo
     rest.remove_prefix(sizes.name + sizes.value);
     if (is_private(name)) continue;
     const bool replaced = timeout && name == "grpc-timeout";
-    headers.push_back({std::string(name), replaced ? format_timeout(*timeout) : std::string(value)});
+    headers.push_back(
+        {std::string(name), replaced ? format_timeout(*timeout) : std::string(value)});
   }
   headers.push_back({std::string(peer_address_metadata), peer.address});
   if (!peer.identity.empty()) {

@@ -317,7 +317,7 @@ void Server::drain() {
 
 bool Server::wait_until_idle(Seconds timeout) {
   const Seconds until = now() + timeout;
-  while (state_->service->in_flight() > 0) {
+  while (state_->service->inside() > 0) {
     if (now() >= until) return false;
     std::this_thread::sleep_for(std::chrono::duration<double>(idle_look));
   }

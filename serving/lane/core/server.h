@@ -38,7 +38,7 @@ class Server {
   void start();
   // Listen no more, and ask every client to go elsewhere; returns at once.
   void drain();
-  // Whether no connection has a call in flight any more, after at most so many seconds.
+  // Whether no ModelInfer call is inside any more, be it passed on, after at most so many seconds.
   bool wait_until_idle(Seconds timeout);
   // Close all that is left.
   void stop();

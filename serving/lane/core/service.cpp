@@ -36,7 +36,7 @@ struct InferService::State {
                                  const std::shared_ptr<ServedModel>& served);
   std::optional<Refusal> hand_over(const std::shared_ptr<Call>& call, Batcher& batcher);
   void touch(const std::shared_ptr<Batcher>& batcher);
-  void count(const Refusal& refusal);
+  const std::pair<Slots, Slots>& slots_of(Code code, Reason reason);
 };
 
 namespace {
@@ -97,8 +97,8 @@ std::optional<Submitted> InferService::State::queue(const std::shared_ptr<Call>&
   return submitted;
 }
 
-// From here on, where it is not refused, the call is the batcher's threads': they may be done with it
-// before this returns.
+// From here on, where it is not refused, the call is the batcher's threads': they may be done with
+// it before this returns.
 std::optional<Refusal> InferService::State::hand_over(const std::shared_ptr<Call>& call,
                                                       Batcher& batcher) {
   answering->enter();
@@ -113,17 +113,12 @@ void InferService::State::touch(const std::shared_ptr<Batcher>& batcher) {
   }
 }
 
-void InferService::State::count(const Refusal& refusal) {
-  const auto what = std::make_pair(refusal.code, refusal.reason);
-  auto known = refusals.find(what);
-  if (known == refusals.end()) {
-    const bool counts = static_cast<bool>(answering->series.refusal);
-    const auto slots = counts ? answering->series.refusal(what.first, what.second)
-                              : std::pair<Slots, Slots>();
-    known = refusals.emplace(what, slots).first;
-  }
-  known->second.first.add(0, 1);
-  known->second.second.add(0, 1);
+const std::pair<Slots, Slots>& InferService::State::slots_of(Code code, Reason reason) {
+  const auto what = std::make_pair(code, reason);
+  const auto known = refusals.find(what);
+  if (known != refusals.end()) return known->second;
+  const auto& ask = answering->series.refusal;
+  return refusals.emplace(what, ask ? ask(code, reason) : std::pair<Slots, Slots>()).first->second;
 }
 
 InferService::InferService(ServiceOptions options, std::shared_ptr<Outbox> outbox,
@@ -133,6 +128,9 @@ InferService::InferService(ServiceOptions options, std::shared_ptr<Outbox> outbo
   state_->answering->outbox = std::move(outbox);
   state_->answering->signer = std::move(signer);
   state_->answering->series = std::move(series);
+  // Now, on a thread that may wait for who is asked, and not when the server is overloaded.
+  state_->slots_of(Code::resource_exhausted, Reason::overloaded);
+  state_->slots_of(Code::unavailable, Reason::draining);
 }
 
 InferService::~InferService() = default;
@@ -171,7 +169,7 @@ void InferService::cancel(const std::shared_ptr<Call>& call) {
 }
 
 bool InferService::has_room() const {
-  return in_flight() + passed_on_ < state_->answering->options.room;
+  return inside() < state_->answering->options.room;
 }
 
 Refusal InferService::refuse_unread() {
@@ -180,10 +178,14 @@ Refusal InferService::refuse_unread() {
     const Seconds wait = std::max(kShortestRetry, state_->answering->last_wait.load());
     refusal = {Code::resource_exhausted, Reason::overloaded, "the server is overloaded", wait};
   }
-  state_->count(refusal);
+  const auto& [requests, rejected] = state_->slots_of(refusal.code, refusal.reason);
+  requests.add(0, 1);
+  rejected.add(0, 1);
   return refusal;
 }
 
 std::size_t InferService::in_flight() const { return state_->answering->in_flight.load(); }
+
+std::size_t InferService::inside() const { return in_flight() + passed_on_.load(); }
 
 }  // namespace lane

@@ -62,7 +62,8 @@ struct ServedModel {
 };
 
 // By name and version, where an empty version means the latest.
-using Routes = std::map<std::pair<std::string, std::string>, std::shared_ptr<ServedModel>, std::less<>>;
+using Routes =
+    std::map<std::pair<std::string, std::string>, std::shared_ptr<ServedModel>, std::less<>>;
 
 // A request that failed by the server's own fault, for the log: its caller was told little.
 struct Fault {
@@ -102,8 +103,9 @@ class InferService {
 
   // --- all below is the I/O thread's ---
 
-  // A serialised ModelInferRequest, without its frame's prefix. A thread hears of what was submitted
-  // by `wake`. `request_id` is that of the headers (x-request-id), for the log of a fault.
+  // A serialised ModelInferRequest, without its frame's prefix. A thread hears of what was
+  // submitted by `wake`. `request_id` is that of the headers (x-request-id), for the log of a
+  // fault.
   Submitted submit(CallId id, std::string message, Seconds arrived, Seconds deadline,
                    std::string_view request_id = {});
   // Wakes the batchers that got requests since.
@@ -120,6 +122,8 @@ class InferService {
 
   // From any thread: requests inside that the lane answers itself.
   std::size_t in_flight() const;
+  // Those, and ModelInfer calls that were passed on.
+  std::size_t inside() const;
   // The server is stopping.
   std::atomic<bool> draining{false};
   // Every request is passed on: somebody observes them, which is Python's.
@@ -131,7 +135,7 @@ class InferService {
   struct State;
 
   std::unique_ptr<State> state_;
-  std::size_t passed_on_ = 0;
+  std::atomic<std::size_t> passed_on_{0};
 };
 
 }  // namespace lane

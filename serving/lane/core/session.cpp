@@ -45,7 +45,9 @@ auto limit_continuations(T* option, std::size_t most)
 template <typename T>
 auto limit_resets(T* option, const Limits& limits)
     -> decltype(nghttp2_option_set_stream_reset_rate_limit(option, 0, 0)) {
-  const auto times = [](double value) { return static_cast<std::uint64_t>(value * reset_slack + 1); };
+  const auto times = [](double value) {
+    return static_cast<std::uint64_t>(value * reset_slack + 1);
+  };
   nghttp2_option_set_stream_reset_rate_limit(option, times(limits.resets_burst),
                                              times(limits.resets_per_second));
 }
@@ -87,7 +89,8 @@ void announce(nghttp2_session* session, const Limits& limits) {
       {NGHTTP2_SETTINGS_NO_RFC7540_PRIORITIES, 1},
   };
   nghttp2_submit_settings(session, NGHTTP2_FLAG_NONE, settings, std::size(settings));
-  const std::size_t window = std::clamp<std::size_t>(limits.max_buffered_bytes, stream_window, most_window);
+  const std::size_t window =
+      std::clamp<std::size_t>(limits.max_buffered_bytes, stream_window, most_window);
   nghttp2_session_set_local_window_size(session, NGHTTP2_FLAG_NONE, 0,
                                         static_cast<std::int32_t>(window));
 }
@@ -98,7 +101,8 @@ Session make_session(const Limits& limits, const SessionEvents& events, void* ow
   const Option option = make_option(limits);
   const Callbacks callbacks = make_callbacks(events);
   nghttp2_session* raw = nullptr;
-  if (nghttp2_session_server_new2(&raw, callbacks.get(), owner, option.get())) throw std::bad_alloc();
+  if (nghttp2_session_server_new2(&raw, callbacks.get(), owner, option.get()))
+    throw std::bad_alloc();
   Session session(raw);
   announce(raw, limits);
   return session;

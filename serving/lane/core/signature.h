@@ -32,7 +32,7 @@ struct Checked {
   LayoutPtr layout;
   std::int64_t rows = 0;
   std::vector<const std::byte*> inputs;  // in the layout's order, in the message's bytes
-  std::vector<int> outputs;              // indices of the signature's; all of them where none is named
+  std::vector<int> outputs;  // indices of the signature's; all of them where none is named
 };
 
 // What the lane leaves to grpcio: typed contents, BYTES, classification, an error whose text the

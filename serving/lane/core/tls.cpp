@@ -1,4 +1,5 @@
-// TLS of a server, by OpenSSL: HTTP/2 only, from TLS 1.2 on, and clients' certificates if asked for.
+// TLS of a server, by OpenSSL: HTTP/2 only, from TLS 1.2 on, and clients' certificates if asked
+// for.
 #include <arpa/inet.h>
 #include <openssl/err.h>
 #include <openssl/ssl.h>
