@@ -117,6 +117,25 @@ def test_labels_are_counted_to_the_last_image_though_a_worker_is_killed(
         assert workers.process.finish() == 0
 
 
+def test_workers_with_the_same_key_count_what_was_predicted_before_a_restart(
+    tmp_path: Path, digits: Digits
+) -> None:
+    publish_classifier(tmp_path / "models", digits)
+    keys = tmp_path / "keys"
+    keys.write_text("a secret of this test")
+    items: list[tuple[str, str]] = []
+    for _ in range(2):
+        with supervised(tmp_path / "models", "--feedback-key-file", str(keys)) as process:
+            workers = process.started()
+            if items:
+                assert send_until_taken(workers, items) == {"COUNTED": len(items)}
+                assert send_until_taken(workers, items) == {"REPEATED": len(items)}
+            else:
+                items = [(text, "3") for text, _ in predict(workers, digits)]
+            os.kill(workers.process.popen.pid, signal.SIGTERM)
+            assert workers.process.finish() == 0
+
+
 def test_a_worker_is_replaced_though_its_labels_cannot_be_settled(
     tmp_path: Path, digits: Digits
 ) -> None:
