@@ -103,7 +103,7 @@ lane-fuzz:
 	@cmake --build build/lane-asan --target $(LANE_FUZZERS:%=fuzz_%) --parallel $(LANE_JOBS) >/dev/null
 	@for each in $(LANE_FUZZERS); do \
 	  mkdir -p build/lane-fuzz/$$each; log=build/lane-fuzz/$$each.log; \
-	  build/lane-asan/fuzz_$$each build/lane-fuzz/$$each tests/lane/corpus/$$each -max_total_time=$(SECONDS_EACH) \
+	  build/lane-asan/fuzz_$$each build/lane-fuzz/$$each tests/lane/corpus/$$each tests/lane/corpus/$$each-found -max_total_time=$(SECONDS_EACH) \
 	    -timeout=10 -rss_limit_mb=1024 -artifact_prefix=build/lane-fuzz/$$each- -print_final_stats=1 >$$log 2>&1 || \
 	    { cat $$log; exit 1; }; \
 	  sed -n "s/^stat::number_of_executed_units: */fuzz_$$each: executions: /p" $$log; done

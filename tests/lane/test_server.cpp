@@ -414,6 +414,39 @@ TEST_CASE("draining, who has connected and waits to be accepted is asked to go, 
   CHECK(asked == 600);
 }
 
+TEST_CASE("of 500 connections each call is answered or refused, whenever draining begins") {
+  Lane lane;
+  std::vector<std::unique_ptr<Caller>> callers;
+  for (int number = 0; number < 500; ++number) {
+    callers.push_back(std::make_unique<Caller>(lane.port));
+    callers.back()->send();
+  }
+  REQUIRE(callers.back()->until([&] { return lane.server->connections() == 500; }));
+  std::thread drains;
+  int answered = 0;
+  for (int number = 0; number < 500; ++number) {
+    if (number == 250) drains = std::thread([&] { lane.server->drain(); });
+    Caller& caller = *callers[number];
+    const std::int32_t id = caller.http.infer(times_request({static_cast<float>(number)}));
+    if (number >= 200 && number < 300) {
+      caller.send();  // in flight, as draining begins
+    } else if (caller.until_ended(id) && number < 250) {
+      ++answered;
+    }
+  }
+  drains.join();
+  CHECK(answered == 200);
+  for (int number = 0; number < 500; ++number) {
+    Caller& caller = *callers[number];
+    CHECK(caller.until_closed());
+    CHECK_FALSE(caller.http.goaways.empty());
+    if (!caller.http[1].ended || caller.http[1].body.empty()) continue;
+    CHECK(last_floats(caller.http[1].body, 1) == std::vector<float>{3.0F * number});
+  }
+  CHECK(lane.server->wait_until_idle(kPatience));
+  CHECK(eventually([&] { return lane.server->connections() == 0; }));
+}
+
 TEST_CASE("stopping closes what is left, whatever it waits for") {
   Lane lane;
   lane.model->hold();
