@@ -50,6 +50,7 @@ def test_every_option_can_be_set_either_way() -> None:
         "priority_levels": 3,
         "host": "::1",
         "grpc_port": 7,
+        "transport": "grpcio",
         "metrics_port": 8,
         "triton_metrics": True,
         "max_message_bytes": 9000,

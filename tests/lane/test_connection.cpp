@@ -482,7 +482,7 @@ TEST_CASE("A request of which not all has come at its deadline is refused") {
   CHECK(message_of(talk.got(id)) == "Deadline Exceeded");
 }
 
-TEST_CASE("A message that is whole is answered, whether or not the client says that it was the last") {
+TEST_CASE("A message that is whole is answered, whether or not it was said to be the last") {
   Talk talk;
   const auto id = talk.client.request(infer_headers(), framed(times_request({2.0f})), false);
   talk.exchange();

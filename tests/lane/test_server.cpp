@@ -272,7 +272,7 @@ TEST_CASE("grpcio's server may go and come back") {
   }
 }
 
-TEST_CASE("a socket that grpcio's server has closed is closed here, too, and not looked at for ever") {
+TEST_CASE("a socket that grpcio's server has closed is closed here, too") {
   Directory directory;
   ServerOptions options;
   options.upstream_path = directory.file("grpc");

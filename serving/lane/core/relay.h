@@ -26,7 +26,8 @@ class Relay {
   // Tries again, if it is not connected yet; when to come again.
   Seconds tick(Seconds now);
   bool lost() const { return lost_; }
-  // Closes the socket, which would be ready for ever, and tells the client's side that it is lost, if
+  // Closes the socket, which would be ready for ever, and tells the client's side that it is
+  // lost, if
   // that was not told. Who passes calls on may hold on to this until there is another.
   void end() {
     channel_.reset();

@@ -35,7 +35,8 @@ constexpr int accepts_per_turn = 256;
 constexpr Seconds accept_pause = 0.1;
 // Seconds between two looks at whether calls are in flight.
 constexpr Seconds idle_look = 0.005;
-// So many times that before a listener closes: more than wait in any backlog, unless they never end.
+// So many times that before a listener closes: more than wait in any backlog, unless they never
+// end.
 constexpr int last_accepts = 64;
 // Turns before the end, for what has been answered.
 constexpr int last_turns = 3;
