@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <memory>
+#include <mutex>
 #include <thread>
 
 #include "counters.h"
@@ -26,6 +27,7 @@ struct Counted {
   Doubles requests = Doubles(1), rejected = Doubles(1), batch = Doubles(4);
   Doubles zero = Doubles(1), one = Doubles(1), predicted = Doubles(100);
   Doubles confidence = Doubles(5), ink = Doubles(5);
+  std::mutex lock;  // series are asked for by several threads at once
   std::vector<std::int64_t> asked_rows;
   std::vector<std::pair<Code, Reason>> asked_refusals;
 
@@ -51,10 +53,12 @@ struct Counted {
     series.kept = of(kept);
     series.last_inference = of(last_inference);
     series.refusal = [this](Code code, Reason reason) {
+      const std::lock_guard<std::mutex> guard(lock);
       asked_refusals.emplace_back(code, reason);
       return std::make_pair(of(requests), of(rejected));
     };
     series.batches = [this](std::int64_t rows) {
+      const std::lock_guard<std::mutex> guard(lock);
       asked_rows.push_back(rows);
       return of(batch);
     };

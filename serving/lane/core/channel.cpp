@@ -35,12 +35,14 @@ bool Channel::write(Seconds now) {
     }
     sent += static_cast<std::size_t>(count);
   }
+  took_ = took_ || sent > 0;
   if (sent > 0) progress_ = now;
   unsent_.erase(0, sent);
   return !full_;
 }
 
 void Channel::borrow(Seconds now) {
+  took_ = false;
   if (!unsent_.empty()) return;
   unsent_.swap(buffers_.output);
   progress_ = now;

@@ -54,6 +54,8 @@ class Channel {
   bool blocked() const { return !unsent_.empty(); }
   bool congested() const { return unsent_.size() >= unsent_bytes; }
   bool broken() const { return broken_; }
+  // Whether the socket took something of the last send.
+  bool took() const { return took_; }
   // When the socket last took something, or had nothing to take.
   Seconds progress() const { return progress_; }
   // Watch for what can be read, if that is wanted, and for room to write, where that is needed.
@@ -84,6 +86,7 @@ class Channel {
   Seconds progress_ = 0;
   bool full_ = false;
   bool broken_ = false;
+  bool took_ = false;
 };
 
 }  // namespace lane

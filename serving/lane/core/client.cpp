@@ -77,7 +77,7 @@ std::unique_ptr<Upstream> Client::connect(Downstream& downstream) {
 
 void Client::touch(Seconds now) {
   now_ = now;
-  if (scheduled_ > now + look_again) schedule(now + look_again);
+  look_by(now + look_again);
   if (touched_) return;
   shared_.touched.push_back(this);
   touched_ = true;
@@ -86,6 +86,10 @@ void Client::touch(Seconds now) {
 void Client::schedule(Seconds when) {
   shared_.agenda.move(id_, scheduled_, when);
   scheduled_ = when;
+}
+
+void Client::look_by(Seconds when) {
+  if (scheduled_ > when) schedule(when);
 }
 
 void Client::lose(Seconds now) {
@@ -144,11 +148,13 @@ void Client::end(Seconds now) {
 }
 
 void Client::tick(Seconds now) {
+  // What is still to be flushed may begin waits that nobody knows of yet.
+  const Seconds longest = touched_ ? look_again : 3600;
   touch(now);
   schedule(now + look_again);  // also if what follows throws
   // Never at once again: what is due and stays due must not keep the thread busy. Never without a
   // time, as one more entry needs memory.
-  schedule(std::clamp(due(now), now + 1e-3, now + 3600));
+  schedule(std::clamp(due(now), now + 1e-3, now + longest));
 }
 
 Seconds Client::due(Seconds now) {
@@ -172,6 +178,8 @@ void Client::flush(Seconds now) {
   if (gone_) return;
   const bool more = send(now);
   if (channel_.broken()) return lose(now);
+  // So may what was sent just now, after this turn's look.
+  if (channel_.took() || channel_.blocked()) look_by(now + look_again);
   if (connection_ && connection_->finished() && !channel_.blocked()) leave(now);
   channel_.watch(reads());
   if (unread_ && reads()) {
@@ -205,6 +213,7 @@ void Client::settle_upstream() {
 void Client::leave(Seconds now) {
   channel_.wire().finish();
   leave_by_ = now + linger;
+  look_by(leave_by_);
   connection_.reset();
   relay_.reset();
 }

@@ -58,6 +58,7 @@ class Client {
   void open(Seconds now);
   void touch(Seconds now);
   void schedule(Seconds when);
+  void look_by(Seconds when);  // or earlier
   bool reads() const;
   bool send(Seconds now);
   void settle_upstream();
