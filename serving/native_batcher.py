@@ -143,7 +143,7 @@ def _observing(observe: Callable[[Execution], None]) -> native.Observe:
     return observed
 
 
-_REJECTIONS = tuple(Rejection)  # the lane's Reason is an index of it
+REJECTIONS = tuple(Rejection)  # the lane's Reason is an index of it
 _ERRORS: dict[Rejection, type[ServingError]] = {
     Rejection.INVALID_INPUT: InvalidInput,
     Rejection.DEADLINE: DeadlineExceeded,
@@ -156,7 +156,7 @@ def _error(
 ) -> ServingError:
     if closed:
         return BatcherClosed(details)
-    rejection = _REJECTIONS[reason]
+    rejection = REJECTIONS[reason]
     if rejection is Rejection.QUEUE_FULL:
         return QueueFull(details, retry_after)
     error = _ERRORS[rejection](details)

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from model_repository import CONFIDENCE_EDGES, INK_EDGES, Manifest
 from serving.config import ServerConfig
-from serving.errors import Rejection
 from serving.families import MOST_LABELS, ROWS, SECONDS, Exported, Family, Kept
 from serving.model import Model
-from serving.native_batcher import NativeBatcher
+from serving.native_batcher import REJECTIONS, NativeBatcher
 from serving.predictions import PredictionPlan
 from serving.series import SeriesWriter, Slots
 
@@ -48,7 +47,6 @@ _PREDICTION_HISTOGRAMS = {
     "confidence": (Exported.confidence, CONFIDENCE_EDGES),
     "ink": (Exported.ink, INK_EDGES),
 }
-_REASONS = tuple(Rejection)
 
 Version = tuple[str, str]
 
@@ -84,7 +82,7 @@ class NativeSeries:
         def slots(code: str, reason: int) -> tuple[Slots, Slots]:
             return (
                 self.slots(Exported.requests, *version, code),
-                self.slots(Exported.rejected, *version, _REASONS[reason]),
+                self.slots(Exported.rejected, *version, REJECTIONS[reason]),
             )
 
         return slots

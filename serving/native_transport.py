@@ -108,11 +108,6 @@ class NativeTransport:
         """The address that grpcio is to listen on."""
         return f"unix:{self._socket}"
 
-    @property
-    def in_flight(self) -> int:
-        """Requests that the lane is about to answer itself."""
-        return self._server.in_flight
-
     def listen(self) -> int:
         """Answer from now on; the port. StartupError where that cannot be, as where it is taken."""
         config = self._config

@@ -96,6 +96,7 @@ class InferenceServer:
         self._prober = Prober(self.registry, config.probe_interval)
         self.control = ModelControl(config, self.registry, self._load, self._metrics)
         tracer = Tracer(self._traced)
+        self._traced(tracer.active)
         self.admin = ProcessAdmin(self.control, tracer)
         signer = Signer(keys)
         self._feedback = _feedback(config, counters, signer, self._metrics)
@@ -311,9 +312,7 @@ def _lane(
     if module is None:
         return None
     key = keys[0] if config.prediction_ids else None
-    lane = NativeTransport(module, config, metrics, key, directory)
-    lane.observe(bool(config.access_log))
-    return lane
+    return NativeTransport(module, config, metrics, key, directory)
 
 
 def version() -> str:

@@ -259,6 +259,15 @@ struct World {
     service->set_routes({{{"brightness", ""}, served}, {{"brightness", "3"}, served}});
   }
 
+  // The model lacks an output from now on, and nobody looks for classes in it.
+  void forget_an_output() {
+    executor->forgets = true;
+    batcher = std::make_shared<Batcher>(executor, BatcherOptions(),
+                                        std::make_shared<Counting>(counters, outbox));
+    const auto served = std::make_shared<ServedModel>(signature(), batcher, counters);
+    service->set_routes({{{"brightness", ""}, served}});
+  }
+
   std::shared_ptr<ModelCounters> make_counters() {
     ModelSeries series;
     series.answered = board->slots("answered");
@@ -554,13 +563,7 @@ TEST_CASE("a failure is logged by the request's own id, or else that of its head
 
 TEST_CASE("outputs that are not those of the signature are the server's fault") {
   World world;
-  world.executor->forgets = true;
-  const auto served = std::make_shared<ServedModel>(
-      signature(),
-      std::make_shared<Batcher>(world.executor, BatcherOptions(),
-                                std::make_shared<Counting>(world.counters, world.outbox)),
-      world.counters);
-  world.service->set_routes({{{"brightness", ""}, served}});
+  world.forget_an_output();
   Asking asking;
   asking.id = "mine";
   world.ask(asking);
@@ -572,13 +575,7 @@ TEST_CASE("outputs that are not those of the signature are the server's fault") 
 
 TEST_CASE("an output that nobody asks for need not be there") {
   World world;
-  world.executor->forgets = true;
-  const auto served = std::make_shared<ServedModel>(
-      signature(),
-      std::make_shared<Batcher>(world.executor, BatcherOptions(),
-                                std::make_shared<Counting>(world.counters, world.outbox)),
-      world.counters);
-  world.service->set_routes({{{"brightness", ""}, served}});
+  world.forget_an_output();
   Asking asking;
   asking.output = "labels";
   world.ask(asking);

@@ -122,8 +122,6 @@ class PythonServer {
     if (server_) server_->stop();
   }
 
-  std::size_t in_flight() const { return service_->in_flight(); }
-  std::size_t connections() const { return server_ ? server_->connections() : 0; }
 
  private:
   Settings settings_;
@@ -155,9 +153,7 @@ void bind_server(py::module_& module) {
       .def("set_observed", &PythonServer::set_observed, py::arg("every"))
       .def("drain", &PythonServer::drain)
       .def("wait_until_idle", &PythonServer::wait_until_idle, py::arg("timeout"))
-      .def("stop", &PythonServer::stop)
-      .def_property_readonly("in_flight", &PythonServer::in_flight)
-      .def_property_readonly("connections", &PythonServer::connections);
+      .def("stop", &PythonServer::stop);
 }
 
 }  // namespace lane

@@ -15,7 +15,6 @@
 namespace lane {
 namespace {
 
-constexpr Seconds kShortestRetry = 0.01;  // after which a refused caller may try again, at least
 constexpr Seconds kLongestWait = 3600;    // at a time: more may not fit into the clock's integer
 constexpr Seconds kNever = std::numeric_limits<Seconds>::infinity();
 

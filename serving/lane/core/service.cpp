@@ -14,7 +14,6 @@ namespace {
 
 // How often a request looks for another version when the one that it found is being unloaded.
 constexpr int kAttempts = 5;
-constexpr Seconds kShortestRetry = 0.01;  // after which a refused caller may try again, at least
 
 }  // namespace
 

@@ -34,6 +34,9 @@ enum class Reason : int {
   draining,
 };
 
+// Seconds after which a refused caller may try again, at least.
+inline constexpr double kShortestRetry = 0.01;
+
 struct Refusal {
   Code code = Code::internal;
   Reason reason = Reason::failed;
