@@ -207,7 +207,7 @@ def test_a_stream_that_is_cancelled_leaves_the_queue(slow: Running) -> None:
     stream.cancel()
 
     def there_is_room() -> bool:
-        """The cancellation takes a way of its own: over the lane the next request may overtake it."""
+        """Over the lane, the next request may overtake the cancellation, which is passed on."""
         call = slow.stub.ModelInfer.future(slow_request("next"), timeout=PATIENCE)
         if call.code() is CODE.RESOURCE_EXHAUSTED:
             return False
