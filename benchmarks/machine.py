@@ -43,5 +43,9 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    git = ["git", "-C", str(Path(__file__).parent)]
+    named = subprocess.run([*git, "describe", "--always"], capture_output=True, text=True)
+    # Results of a run before, not committed yet, change nothing of what is measured.
+    others = ["diff", "--quiet", "HEAD", "--", ":/", ":(exclude,top)benchmarks/results"]
+    changed = subprocess.run([*git, *others], capture_output=True).returncode == 1
+    return named.stdout.strip() + ("-dirty" if changed else "")

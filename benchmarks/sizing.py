@@ -1,7 +1,8 @@
 """How many cores a rate of images takes: ``python -m benchmarks.sizing`` prints the table.
 
 Divides a rate by what one core was measured to answer (results/serving.json), and some of that left
-idle. ``--own`` adds what you measured; ``--write`` puts the table into deploy/SIZING.md.
+idle. ``--own`` adds what you measured; ``--write`` puts all that follows from the figures into
+deploy/SIZING.md.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.pages import filled_in
+from benchmarks.serving.targets import OURS, OURS_INT8, Figure
+
 SERVING = Path(__file__).parent / "results" / "serving.json"
 PAGE = Path(__file__).parent.parent / "deploy" / "SIZING.md"
-START, END = "<!-- python -m benchmarks.sizing --write -->", "<!-- end -->"
-CONTESTANTS = {"digits": "fp32", "digits int8": "int8"}
+START = "<!-- python -m benchmarks.sizing --write -->"
+CONTESTANTS = {OURS: "fp32", OURS_INT8: "int8"}
 IMAGES_PER_REQUEST = ("1", "32")
 RATES = (1_000, 100_000, 1_000_000)  # images/s
 UTILISATION = 0.7  # of what was measured: the rest is for peaks, a lost replica, a rolling update
@@ -66,11 +70,28 @@ def table(rows: list[Measured], utilisation: float, cores_per_replica: float) ->
     return "\n".join(lines) + "\n"
 
 
-def filled_in(page: str, text: str) -> str:
-    """The page with the table between its marks."""
-    before, _, rest = page.partition(START)
-    _, _, after = rest.partition(END)
-    return f"{before}{START}\n{text}{END}{after}"
+def figures(record: dict[str, Any]) -> str:
+    """What else of the page is measured: Markdown, with the commit that it was measured at."""
+    compared = record["compared"]
+    rates = {
+        (each.name, each.images_per_request): each.images_per_second for each in measured(record)
+    }
+    names = dict.fromkeys(name for name, _ in rates)
+    many = ", ".join(f"{rates[name, '32'] / rates[name, '1']:.1f} times ({name})" for name in names)
+    single, by_32 = (
+        rates["resnet18, int8", rows] / rates["resnet18, fp32", rows] for rows in IMAGES_PER_REQUEST
+    )
+    fields = ("requests_per_second", "cpu_us", "rss_mb", "peak_rss_mb")
+    rate, cpu, rss, peak = (Figure(OURS, "linear", each).of(compared) or 0 for each in fields)
+    return f"""
+Measured at commit {compared["machine"]["commit"]}:
+
+- **Many images in one request**, 32 beside one: {many} as many images.
+- **int8** gives `resnet18` {single:.1f} times as many single images, {by_32:.1f} times by 32.
+- **One process** takes in {rate:,.0f} requests/s, whatever computes, at {cpu:.1f} µs of CPU.
+- **Memory**: {rss:.0f} MB for a process with {compared["plan"]["models_served"]} models,
+  {peak:.0f} MB at its peak, times `--workers`.
+"""
 
 
 def positive(text: str) -> float:
@@ -96,10 +117,12 @@ def main() -> int:
     parser.add_argument("--cores-per-replica", type=positive, default=CORES_PER_REPLICA)
     parser.add_argument("--write", action="store_true", help="into deploy/SIZING.md")
     arguments = parser.parse_args()
-    rows = measured(json.loads(SERVING.read_text(encoding="utf-8"))) + arguments.own
-    written = table(rows, arguments.utilisation, arguments.cores_per_replica)
+    record = json.loads(SERVING.read_text(encoding="utf-8"))
+    rows = measured(record) + arguments.own
+    written = table(rows, arguments.utilisation, arguments.cores_per_replica) + figures(record)
     if arguments.write:
-        PAGE.write_text(filled_in(PAGE.read_text(encoding="utf-8"), written), encoding="utf-8")
+        page = filled_in(PAGE.read_text(encoding="utf-8"), START, written)
+        PAGE.write_text(page, encoding="utf-8")
     else:
         print(written, end="")
     return 0

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import json
 
+from benchmarks.pages import filled_in
 from benchmarks.sizing import (
     CORES_PER_REPLICA,
     PAGE,
     SERVING,
+    START,
     UTILISATION,
     Measured,
-    filled_in,
+    figures,
     measured,
     table,
 )
 
 
 def test_the_page_has_the_table_of_the_committed_figures() -> None:
-    rows = measured(json.loads(SERVING.read_text()))
+    record = json.loads(SERVING.read_text())
+    rows = measured(record)
     page = PAGE.read_text()
-    assert filled_in(page, table(rows, UTILISATION, CORES_PER_REPLICA)) == page
+    written = table(rows, UTILISATION, CORES_PER_REPLICA) + figures(record)
+    assert filled_in(page, START, written) == page
     assert len(rows) == 6
 
 

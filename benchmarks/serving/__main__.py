@@ -10,18 +10,20 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe
-from benchmarks.serving import environments, metrics_cost
-from benchmarks.serving.compare import FAILURES, Compared, Plan, compare
+from benchmarks.serving import environments
+from benchmarks.serving.compare import FAILURES, Compared, Plan, compare, progress
 from benchmarks.serving.connections import connections
 from benchmarks.serving.contestants import Ours, contestants, lacking
 from benchmarks.serving.h2load import LoadFailed, require_h2load
+from benchmarks.serving.metrics_cost import metrics_cost
 from benchmarks.serving.offered import offered_loads
-from benchmarks.serving.overload import MODEL, NeverRefused, overload
+from benchmarks.serving.open_loop import program
+from benchmarks.serving.overload import NeverRefused, overload
 from benchmarks.serving.passed_on import passed_on
 from benchmarks.serving.process import cores
 from benchmarks.serving.table import all_met, table
@@ -61,7 +63,8 @@ def main() -> int:
         environments.install(arguments.peers, importlib.metadata.version("onnxruntime"))
         return 0
     try:
-        h2load = require_h2load()
+        require_h2load()
+        program()
         plan, ours = _plan(arguments)
     except (LoadFailed, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -72,55 +75,55 @@ def main() -> int:
     # What asks stays off the server's core: this process, and the load generators that it starts.
     os.sched_setaffinity(0, {plan.cores.load})
     sections = arguments.only or (QUICK_SECTIONS if arguments.quick else SECTIONS)
-    if "compared" in sections:
-        peers = {
-            peer: environments.versions(arguments.peers, peer)
-            for peer in environments.PEERS
-            if not environments.missing(arguments.peers, peer)
-        }
-        facts = {"h2load": h2load, "peers": peers, "plan": _facts(plan, ours)}
-        compare(plan, lambda found: results.save("compared", facts | _compared(found)))
-    if "load" in sections:
-        offered_loads(plan, lambda found: results.save("load", {"servers": found}))
-    if "overload" in sections and MODEL in plan.models:
-        try:
-            found = overload(ours, plan.cores, plan.seconds)
-        except (*FAILURES, NeverRefused) as error:
-            print(f"error: overload: {error}", file=sys.stderr)
-            return 1
-        results.save(
-            "overload", {"seconds": plan.seconds, "goodput": found.goodput, **asdict(found)}
-        )
-    if "metrics" in sections and metrics_cost.MODEL in plan.models:
-        try:
-            metrics_cost.metrics_cost(
-                ours,
-                plan.cores,
-                plan.rounds,
-                plan.seconds,
-                lambda found: results.save("metrics", {"seconds": plan.seconds, "servers": found}),
-            )
-        except FAILURES as error:
-            print(f"error: metrics: {error}", file=sys.stderr)
-            return 1
-    try:
-        if "passed_on" in sections and not lacking("native"):
-            passed_on(
-                ours,
-                plan.cores,
-                plan.rounds,
-                plan.seconds,
-                lambda found: results.save("passed_on", {"seconds": plan.seconds, "calls": found}),
-            )
-        if "connections" in sections:
-            connections(
-                ours, plan.cores, plan.seconds, lambda found: results.save("connections", found)
-            )
-    except FAILURES as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    failed = [name for name in sections if not _measure(name, plan, ours, arguments.peers, results)]
     print(table(results.record))
-    return 0 if all_met(results.record) else 1
+    if failed:
+        print(f"error: {', '.join(failed)} failed, and are not in this table", file=sys.stderr)
+    return 0 if all_met(results.record) and not failed else 1
+
+
+def _measure(name: str, plan: Plan, ours: Ours, peers: Path, results: Results) -> bool:
+    """One section; false where it failed, which does not keep the others from being measured."""
+    progress(f"--- {name}")
+    seconds = {"seconds": plan.seconds}
+
+    def save(found: dict[str, Any]) -> None:
+        results.save(name, seconds | found)
+
+    try:
+        match name:
+            case "compared":
+                facts = _facts(plan, ours, peers)
+                compare(plan, lambda found: save(facts | _compared(found)))
+            case "load":
+                offered_loads(plan, lambda found: save({"servers": found}))
+            case _ if lacking("native"):
+                progress(f"{name} is left out: {lacking('native')}")
+            case "overload":
+                overload(ours, plan.models, plan.cores, plan.seconds, save)
+            case "metrics":
+                metrics_cost(
+                    ours,
+                    plan.models,
+                    plan.cores,
+                    plan.rounds,
+                    plan.seconds,
+                    lambda found: save({"models": found}),
+                )
+            case "passed_on":
+                passed_on(
+                    ours,
+                    plan.cores,
+                    plan.rounds,
+                    plan.seconds,
+                    lambda found: save({"calls": found}),
+                )
+            case "connections":
+                connections(ours, plan.cores, plan.seconds, save)
+    except (*FAILURES, NeverRefused) as error:
+        progress(f"{name} failed: {error}")
+        return False
+    return True
 
 
 def _plan(arguments: argparse.Namespace) -> tuple[Plan, Ours]:
@@ -147,7 +150,17 @@ def _plan(arguments: argparse.Namespace) -> tuple[Plan, Ours]:
     return Plan(repository, chosen, arguments.models, cores(), rounds, seconds, tuning), ours
 
 
-def _facts(plan: Plan, ours: Ours) -> dict[str, Any]:
+def _facts(plan: Plan, ours: Ours, peers: Path) -> dict[str, Any]:
+    """What the comparison was of, beside what it found."""
+    installed = {
+        peer: environments.versions(peers, peer)
+        for peer in environments.PEERS
+        if not environments.missing(peers, peer)
+    }
+    return {"h2load": require_h2load(), "peers": installed, "plan": _settings(plan, ours)}
+
+
+def _settings(plan: Plan, ours: Ours) -> dict[str, Any]:
     served = [each for each in plan.repository.iterdir() if each.is_dir() and versions(each)]
     return {
         "models": list(plan.models),

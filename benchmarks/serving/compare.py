@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ from benchmarks.serving.wire import NoAnswer, WrongAnswer
 
 # What one contestant may do wrong without spoiling the run for the others.
 FAILURES = (DidNotStart, LoadFailed, NoAnswer, Refused, WrongAnswer)
+_STARTED = time.monotonic()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +93,8 @@ def compare(plan: Plan, save: Callable[[Compared], None]) -> Compared:
 
 
 def progress(*words: object) -> None:
-    """One line for whoever waits."""
-    print(*words, file=sys.stderr, flush=True)
+    """One line for whoever waits, with the seconds since the start."""
+    print(f"{time.monotonic() - _STARTED:5.0f} s ", *words, file=sys.stderr, flush=True)
 
 
 def _tuned(plan: Plan, contestant: Contestant, model: Model, compared: Compared) -> Tuned:

@@ -95,10 +95,12 @@ def lacking(transport: str) -> str:
 
 
 def ablated(ours: Ours, left_out: Sequence[str]) -> Contestant:
-    """Our server without parts of its work, as `ablated_server` names them; fp32, over grpcio."""
+    """Our server without parts of its work, as `ablated_server` names them; fp32, over the lane."""
     program = ["benchmarks.serving.ablated_server", ",".join(left_out)]
-    launch = _launcher(ours, "fp32", program, "grpcio", counts="metrics" not in left_out)
-    return Contestant(f"digits without {' and '.join(left_out)}", V2, launch)
+    launch = _launcher(ours, "fp32", program, "native", counts="metrics" not in left_out)
+    return Contestant(
+        f"digits without {' and '.join(left_out)}", V2, launch, missing=lacking("native")
+    )
 
 
 def _launcher(

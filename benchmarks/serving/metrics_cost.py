@@ -1,12 +1,13 @@
-"""What metrics cost: our server, and the same without metrics, at full load of single images.
+"""What knowing costs: our server over the lane, and the same without metrics, or metrics, drift and
+prediction ids, at full load of single images.
 
 All run at the same time on the server's core and are asked in turns, so that what else the machine
-does meets all alike. CPU time per request is compared: it varies less than throughput.
+does meets all alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -18,28 +19,41 @@ from benchmarks.serving.peers import BUILT_IN
 from benchmarks.serving.process import Cores
 from benchmarks.serving.session import started
 
-MODEL = "linear"  # the fastest: a request that costs little shows best what metrics add
-REPEATS = 5  # loads of each server in each round
+REPEATS = 3  # loads of each server in each round
 _WARM_UP = 0.5  # seconds of load before each of them
 LEFT_OUT = (("metrics",), ("metrics", "quality"))
 
-Found = dict[str, dict[str, list[float]]]
+# By model, then by server: of each load CPU µs per request, requests per second, others' CPU share.
+Found = dict[str, dict[str, dict[str, list[float]]]]
 
 
 def metrics_cost(
-    ours: Ours, cores: Cores, rounds: int, seconds: float, save: Callable[[Found], None]
+    ours: Ours,
+    models: Sequence[str],
+    cores: Cores,
+    rounds: int,
+    seconds: float,
+    save: Callable[[Found], None],
 ) -> None:
-    """By server, of each load: CPU µs per request, requests per second, the others' CPU share."""
-    found: Found = {}
+    """`save` after each round, in which all are started anew: how one process lies in memory is a
+    matter of luck."""
+    found: Found = {name: {} for name in models}
     for number in range(rounds):
-        _round(ours, cores, seconds, number, found)
+        for name in models:
+            _round(ours, name, cores, seconds, number, found[name])
         save(found)
 
 
-def _round(ours: Ours, cores: Cores, seconds: float, number: int, found: Found) -> None:
-    """Start all anew: how one process lies in memory is a matter of luck."""
-    model = load_model(ours.repository, MODEL, "fp32")
-    whole = [digits(ours, "fp32", "grpcio"), *(ablated(ours, parts) for parts in LEFT_OUT)]
+def _round(
+    ours: Ours,
+    model_name: str,
+    cores: Cores,
+    seconds: float,
+    number: int,
+    found: dict[str, dict[str, list[float]]],
+) -> None:
+    model = load_model(ours.repository, model_name, "fp32")
+    whole = [digits(ours, "fp32"), *(ablated(ours, parts) for parts in LEFT_OUT)]
     servers = [replace(each, warm_up=_WARM_UP) for each in whole]
     with ExitStack() as stack:
         sessions = [
@@ -58,10 +72,13 @@ def _round(ours: Ours, cores: Cores, seconds: float, number: int, found: Found) 
                     "others_cpu": single.others_cpu,
                 }
                 _add(found, name, measured)
-                progress(f"{name}: {single.cpu_us:.1f} µs CPU, {single.load.rate:.0f} requests/s")
+                progress(
+                    f"{name}, {model_name}: {single.cpu_us:.1f} µs CPU,"
+                    f" {single.load.rate:.0f} requests/s"
+                )
 
 
-def _add(found: Found, name: str, measured: dict[str, float]) -> None:
+def _add(found: dict[str, dict[str, list[float]]], name: str, measured: dict[str, float]) -> None:
     lists = found.setdefault(name, {field: [] for field in measured})
     for field, value in measured.items():
         lists[field].append(value)

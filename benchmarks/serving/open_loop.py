@@ -1,38 +1,36 @@
 """Open loop: requests leave at random times at a given rate, however slow the answers come.
 
-h2load cannot do that: its --rps sends bursts every 10 ms. A latency counts from when the request
-was due, so that waiting in front of a slow server is not left out. Statuses are told apart. It is
-a process of its own that spins on its core; `offer` runs it, on stdout it reports JSON.
+`open_loop.cpp` sends them, and is compiled when it is first needed. h2load cannot do that: its
+--rps sends at once what has gathered for 10 ms, so that its own bursts would be measured, and a
+request that leaves late has no latency until it does. Here a latency counts from when the request
+was due, so that no waiting is left out, neither in front of a slow server (coordinated omission)
+nor in the generator. Statuses are told apart, and some answers are kept, to be compared.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import select
-import socket
-import struct
 import subprocess
-import sys
-import time
-from collections import Counter, deque
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.serving import http2
+from benchmarks.serving.h2load import LoadFailed, Target
 from benchmarks.serving.process import pinned
 from benchmarks.serving.wire import frame
+from serving.lane.build import compiler
 
 CONNECTIONS = 4
 WARM_UP = 1.0  # seconds that are offered, but not counted
-_LAST_ANSWERS = 5.0  # seconds
-_SPIN = 0.002  # seconds before a request is due in which the process does not sleep
-_CODES = {code.value[0]: code.name for code in grpc.StatusCode} | {-1: "UNANSWERED"}
 PERCENTILES = (50, 90, 99, 99.9)
+SOURCE = Path(__file__).with_suffix(".cpp")
+PROGRAM = Path(__file__).parent.parent.parent / "build" / "benchmarks" / "open_loop"
+_CODES = {code.value[0]: code.name for code in grpc.StatusCode} | {-1: "UNANSWERED"}
+_PATIENCE = 60.0  # seconds beyond those of the load
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +44,38 @@ class Offered:
     late_p99_ms: float  # how late the generator itself was
 
 
+def program() -> Path:
+    """The generator, compiled where it is not yet or is older than its source.
+
+    Raises LoadFailed where that cannot be.
+    """
+    if not PROGRAM.exists() or PROGRAM.stat().st_mtime < SOURCE.stat().st_mtime:
+        command = compiler()
+        if command is None:
+            raise LoadFailed("open loop: no C++ compiler; see `make lane`")
+        PROGRAM.parent.mkdir(parents=True, exist_ok=True)
+        command = [*command, "-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", str(SOURCE)]
+        _run([*command, "-o", str(PROGRAM), "-lnghttp2"], None)
+    return PROGRAM
+
+
 def offer(
-    port: int, path: str, request: bytes, *, core: int, rate: float, seconds: float, scratch: Path
-) -> Offered:
-    """Offer so many requests per second for so long, after the warm-up."""
-    body = scratch / "body"
-    body.write_bytes(request)
-    command = [sys.executable, "-m", "benchmarks.serving.open_loop", "--port", str(port)]
-    command += ["--path", path, "--body", str(body), "--rate", str(rate)]
-    command += ["--seconds", str(seconds)]
-    result = subprocess.run(pinned(core, command), check=True, stdout=subprocess.PIPE, text=True)
-    return Offered(**json.loads(result.stdout))
+    target: Target, request: bytes, *, rate: float, seconds: float, scratch: Path
+) -> tuple[Offered, list[bytes]]:
+    """Offer so many requests per second for so long, after the warm-up; some of the answers.
+
+    Raises LoadFailed where there were none, or the server ended a connection.
+    """
+    body, times, outcomes, samples = (scratch / name for name in ("body", "due", "ended", "said"))
+    body.write_bytes(frame(request))
+    due = arrivals(rate, WARM_UP + seconds)
+    due.tofile(times)
+    command = [str(program()), str(target.port), target.path, str(body), str(times)]
+    command += [str(CONNECTIONS), str(outcomes), str(samples)]
+    _run(pinned(target.core, command), WARM_UP + seconds + _PATIENCE)
+    sent, ended, statuses = np.fromfile(outcomes).reshape(-1, 3).T
+    found = summarise(due, sent - due, ended, statuses.astype(np.int64), seconds)
+    return found, list(messages(samples.read_bytes()))
 
 
 def arrivals(rate: float, seconds: float, seed: int = 0) -> NDArray[np.float64]:
@@ -64,124 +83,6 @@ def arrivals(rate: float, seconds: float, seed: int = 0) -> NDArray[np.float64]:
     generator = np.random.default_rng(seed)
     count = generator.poisson(rate * seconds)
     return np.sort(generator.uniform(0, seconds, count))
-
-
-class Connection:
-    """One connection: requests go out in order, as the server's window allows."""
-
-    def __init__(self, port: int, path: str, body: bytes) -> None:
-        self._authority = f"127.0.0.1:{port}"
-        self._path = path
-        self._body = body
-        self.socket = socket.create_connection(("127.0.0.1", port))
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.socket.setblocking(False)
-        self._out = bytearray(http2.opening())
-        self._in = bytearray()
-        self._window = http2.DEFAULT_WINDOW
-        self._most = 100  # until the server's settings are there
-        self._next_stream = 1
-        self._waiting: deque[int] = deque()  # numbers of requests that may not go out yet
-        self._number_of: dict[int, int] = {}  # stream → request
-
-    def close(self) -> None:
-        """End the connection."""
-        self.socket.close()
-
-    def send(self, number: int) -> None:
-        """Send the request, or as soon as that is allowed."""
-        self._waiting.append(number)
-        self._fill()
-
-    def flush(self) -> None:
-        """Write what the socket takes."""
-        if self._out:
-            try:
-                del self._out[: self.socket.send(self._out)]
-            except BlockingIOError:
-                return
-
-    def receive(self) -> list[tuple[int, int]]:
-        """Read once; the requests that ended, each with its gRPC status."""
-        try:
-            data = self.socket.recv(1 << 18)
-        except BlockingIOError:
-            return []
-        if not data:
-            raise http2.Broken("the server closed the connection")
-        self._in += data
-        ended = []
-        for each in http2.split(self._in):
-            if each.kind == http2.HEADERS and each.flags & http2.END_STREAM:
-                number = self._number_of.pop(each.stream)
-                ended.append((number, http2.grpc_status(each.payload)))
-            elif each.kind not in (http2.HEADERS, http2.DATA):
-                self._control(each)
-        if self._waiting:
-            self._fill()
-        return ended
-
-    def _fill(self) -> None:
-        body = self._body
-        while self._waiting and self._window >= len(body) and len(self._number_of) < self._most:
-            stream = self._next_stream
-            self._next_stream += 2
-            self._window -= len(body)
-            self._number_of[stream] = self._waiting.popleft()
-            self._out += http2.request(self._path, self._authority, stream, body)
-
-    def _control(self, each: http2.Frame) -> None:
-        if each.kind == http2.WINDOW_UPDATE and each.stream == 0:
-            self._window += struct.unpack(">I", each.payload)[0]
-        elif each.kind == http2.SETTINGS and not each.flags & http2.ACK:
-            self._most = http2.most_streams(http2.settings(each.payload))
-            self._out += http2.frame(http2.SETTINGS, http2.ACK, 0, b"")
-        elif each.kind == http2.PING and not each.flags & http2.ACK:
-            self._out += http2.frame(http2.PING, http2.ACK, 0, each.payload)
-        # A server that answers before it read all of the request resets the stream after that.
-        elif each.kind == http2.GOAWAY or each.stream in self._number_of:
-            raise http2.Broken(f"the server sent {each}")
-
-
-class Loop:
-    """All connections and the clock: sends what is due, notes what came back and when."""
-
-    def __init__(self, connections: list[Connection], due: NDArray[np.float64]) -> None:
-        self._connections = connections
-        self._due = due.tolist()
-        self._by_descriptor = {each.socket.fileno(): each for each in connections}
-        self.late = np.zeros(len(due))
-        self.ended = np.full(len(due), np.nan)
-        self.statuses = np.full(len(due), -1)
-
-    def run(self) -> None:
-        """Until all is sent and answered, or the last answers take too long."""
-        sent, open_requests, total = 0, 0, len(self._due)
-        give_up = self._due[-1] + _LAST_ANSWERS
-        epoll = select.epoll()
-        for descriptor in self._by_descriptor:
-            epoll.register(descriptor, select.EPOLLIN)
-        started = time.perf_counter()
-        while (sent < total or open_requests) and time.perf_counter() - started < give_up:
-            now = time.perf_counter() - started
-            while sent < total and self._due[sent] <= now:
-                self._connections[sent % len(self._connections)].send(sent)
-                self.late[sent] = now - self._due[sent]
-                sent += 1
-                open_requests += 1
-            for each in self._connections:
-                each.flush()
-            wait = max(0.0, self._due[sent] - now - _SPIN) if sent < total else _SPIN
-            for descriptor, _ in epoll.poll(wait):
-                ended = self._by_descriptor[descriptor].receive()
-                self._note(ended, time.perf_counter() - started)
-                open_requests -= len(ended)
-        epoll.close()
-
-    def _note(self, ended: list[tuple[int, int]], now: float) -> None:
-        for number, status in ended:
-            self.ended[number] = now
-            self.statuses[number] = status
 
 
 def summarise(
@@ -205,31 +106,22 @@ def summarise(
         latency_ms={f"p{p:g}": float(np.percentile(latencies, p)) for p in PERCENTILES}
         if len(latencies)
         else {},
-        late_p99_ms=float(np.percentile(late[counted], 99) * 1000),
+        # Of one that was never sent, it is not known.
+        late_p99_ms=float(np.nanpercentile(late[counted], 99) * 1000),
     )
 
 
-def main() -> None:
-    """Print an Offered as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--path", required=True)
-    parser.add_argument("--body", type=Path, required=True, help="file: one request's message")
-    parser.add_argument("--rate", type=float, required=True, help="requests per second")
-    parser.add_argument("--seconds", type=float, required=True)
-    arguments = parser.parse_args()
-    body = frame(arguments.body.read_bytes())
-    if len(body) > http2.MAX_FRAME:
-        parser.error(f"--body: at most {http2.MAX_FRAME} bytes fit into a frame")
-    connections = [Connection(arguments.port, arguments.path, body) for _ in range(CONNECTIONS)]
-    due = arrivals(arguments.rate, WARM_UP + arguments.seconds)
-    loop = Loop(connections, due)
-    loop.run()
-    for each in connections:
-        each.close()
-    result = summarise(due, loop.late, loop.ended, loop.statuses, arguments.seconds)
-    print(json.dumps(asdict(result)))
+def messages(samples: bytes) -> Iterator[bytes]:
+    """The answers that were kept, each with its length before it, without gRPC's frame."""
+    head = len(frame(b""))
+    at = 0
+    while at < len(samples):
+        length = int.from_bytes(samples[at : at + 4], "little")
+        yield samples[at + 4 + head : at + 4 + length]
+        at += 4 + length
 
 
-if __name__ == "__main__":
-    main()
+def _run(command: list[str], timeout: float | None) -> None:
+    result = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+    if result.returncode:
+        raise LoadFailed(f"open loop: {result.stderr.strip()[-500:]}")

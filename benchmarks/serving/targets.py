@@ -12,6 +12,7 @@ Record = Mapping[str, Any]
 TRITON, MLSERVER, ALONE = "triton", "mlserver", "onnxruntime"
 OURS, OURS_INT8, GRPCIO = "digits", "digits int8", "digits grpcio"
 WITHOUT_ALL = "digits without metrics and quality"
+TAIL_SHARE = 0.7  # of the capacity, where the tail is judged
 BEST = -1
 
 
@@ -129,8 +130,8 @@ TARGETS = (
     ),
 )
 _GOODPUT = 0.9  # of that at capacity
-_COUNTED = 0.1  # of the server's CPU time
-_TAIL_SHARE, _TAIL = 0.7, 3.0  # of the capacity; p99 over p50
+_KNOWING = 0.1  # of the requests per second
+_TAIL = 3.0  # p99 over p50
 _PASSED_ON = 1.15  # CPU time over grpcio's
 _CONNECTIONS_MB = 150.0
 
@@ -145,33 +146,43 @@ def verdicts(record: Record) -> list[Verdict]:
     return found
 
 
-def overload_verdict(record: Record) -> Verdict:
+def overload_verdicts(record: Record) -> list[Verdict]:
     """Of the section `overload`."""
-    text = "resnet18 at 3x capacity, answers/s over those at capacity"
-    return Verdict(text, record["goodput"] / record["capacity"], _GOODPUT, at_most=False)
+    return [
+        Verdict(
+            f"{model} at 3x capacity, answers/s over those at capacity",
+            found["goodput"] / found["capacity"],
+            _GOODPUT,
+            at_most=False,
+        )
+        for model, found in record["models"].items()
+    ]
 
 
 def load_verdicts(record: Record) -> list[Verdict]:
     """Of the section `load`: how long the tail is at some of our capacity."""
-    return [
-        Verdict(
-            f"{server['model']} at {_TAIL_SHARE:.0%} of capacity, p99 over p50",
-            load["latency_ms"]["p99"] / load["latency_ms"]["p50"],
-            _TAIL,
-            at_most=True,
-        )
-        for server in record["servers"]
-        if server["contestant"] == OURS
-        for load in server["loads"]
-        if load["share"] == _TAIL_SHARE and load["latency_ms"]
-    ]
+    found = []
+    for server in record["servers"]:
+        tails = [
+            load["latency_ms"]["p99"] / load["latency_ms"]["p50"]
+            for load in server["loads"]
+            if load["share"] == TAIL_SHARE and load["latency_ms"]
+        ]
+        if tails and server["contestant"].startswith(OURS):
+            text = f"{server['contestant']}, {server['model']} at {TAIL_SHARE:.0%} of capacity"
+            tail = statistics.median(tails)
+            found.append(Verdict(f"{text}, p99 over p50", tail, _TAIL, at_most=True))
+    return found
 
 
-def metrics_verdict(record: Record) -> Verdict:
+def metrics_verdicts(record: Record) -> list[Verdict]:
     """Of the section `metrics`."""
-    share = cost_share(record["servers"], WITHOUT_ALL)
-    text = "linear, share of metrics, drift and prediction ids in the server's CPU"
-    return Verdict(text, share, _COUNTED, at_most=True)
+    text = "share of requests/s that metrics, drift and prediction ids take"
+    return [
+        Verdict(f"{model}, {text}", rate_share(servers, WITHOUT_ALL), _KNOWING, at_most=True)
+        for model, servers in record["models"].items()
+        if WITHOUT_ALL in servers
+    ]
 
 
 def passed_on_verdicts(record: Record) -> list[Verdict]:
@@ -199,5 +210,11 @@ def over(servers: Mapping[str, Any]) -> float:
 def cost_share(servers: Mapping[str, Any], without: str) -> float:
     """Of the whole server's CPU time per request, what the other does without: the median over
     pairs of loads, one after the other, which what else the machine does meets nearly alike."""
-    whole, less = (servers[name]["cpu_us"] for name in (GRPCIO, without))
+    whole, less = (servers[name]["cpu_us"] for name in (OURS, without))
     return float(statistics.median(1 - b / a for a, b in zip(whole, less, strict=True)))
+
+
+def rate_share(servers: Mapping[str, Any], without: str) -> float:
+    """Of the other's requests per second, what the whole server does not reach, in such pairs."""
+    whole, less = (servers[name]["requests_per_second"] for name in (OURS, without))
+    return float(statistics.median(1 - a / b for a, b in zip(whole, less, strict=True)))
