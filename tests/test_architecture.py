@@ -63,7 +63,7 @@ def test_importing_one_side_loads_nothing_of_the_other(module: str, absent: set[
 
 LANE = sorted(
     path
-    for folder in ("serving/lane/core", "serving/lane/binding", "tests/lane")
+    for folder in ("serving/lane/core", "serving/lane/binding", "tests/lane", "benchmarks/serving")
     for path in (ROOT / folder).glob("*.*")
     if path.suffix in (".cpp", ".h")
 )

@@ -335,8 +335,8 @@ def test_connections_are_judged_by_the_memory_of_all_of_them() -> None:
 
 def test_the_tail_is_judged_at_a_share_of_the_capacity_that_leaves_room() -> None:
     loads = [
-        {"share": share, "latency_ms": {"p50": 1.0, "p99": p99}}
-        for share, p99 in ((0.7, 2.5), (0.7, 9.0), (0.7, 1.5), (1, 9))
+        {"share": share, "latency_ms": {"p50": 1.0, "p99": p99}, "statuses": {"OK": ok, "X": 10}}
+        for share, p99, ok in ((0.7, 2.5, 2000), (0.7, 1.0, 900), (0.7, 1.5, 2000), (1, 9, 2000))
     ]
     servers = [
         {"contestant": name, "model": "linear", "loads": loads} for name in ("digits", "triton")

@@ -5,9 +5,9 @@
 // Owns its connections and the clock. BODY is a file with one framed message, asked over and over;
 // DUE has the times to ask at, float64 seconds from the start. Into OUTCOMES go three float64 for
 // each of those: when it was sent, when its answer was there, and its gRPC status (or -1: none
-// came, not even a refusal). Into SAMPLES goes one answered message in kSampled, its length (uint32)
-// before it. It spins on its core, so that it is late only where it cannot keep up. What the
-// server's headers say is nghttp2's to decode; the frames, all small, are written and read here.
+// came, not even a refusal). Into SAMPLES goes one answered message in kSampled, with its length
+// (uint32) before it. It spins on its core, so that it is late only where it cannot keep up. What
+// the server's headers say is nghttp2's to decode; the frames, all small, are written and read here.
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <netinet/in.h>
@@ -15,10 +15,9 @@
 #include <nghttp2/nghttp2.h>
 #include <poll.h>
 #include <sys/socket.h>
-#include <unistd.h>
 
-#include <chrono>
 #include <cerrno>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -33,12 +32,14 @@
 #include <string_view>
 #include <vector>
 
+#include "../../serving/lane/core/descriptor.h"
+
 namespace {
 
 constexpr std::size_t kFrameHeader = 9;
-constexpr std::size_t kSampled = 100;    // one answer in so many is kept
-constexpr double kLastAnswers = 5.0;     // seconds after the last request
-constexpr double kSpin = 0.002;          // seconds before a request is due in which nothing sleeps
+constexpr std::size_t kSampled = 100;  // one answer in so many is kept
+constexpr double kLastAnswers = 5.0;   // seconds after the last request
+constexpr double kSpin = 0.002;        // seconds before a request is due in which nothing sleeps
 constexpr std::uint32_t kLargest = 0x7fffffff;
 constexpr std::int64_t kDefaultWindow = 65535;
 constexpr std::size_t kMostStreams = 100;  // until the server says how many
@@ -88,6 +89,36 @@ std::string first_headers(const std::string& path, const std::string& authority)
 }
 constexpr std::string_view kLaterHeaders = "\x83\x86\xc1\xc0\xbf\xbe";
 
+lane::Descriptor connected(int port) {
+  lane::Descriptor client(socket(AF_INET, SOCK_STREAM, 0));
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(static_cast<std::uint16_t>(port));
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  if (connect(client.get(), reinterpret_cast<sockaddr*>(&address), sizeof address)) {
+    throw std::runtime_error(std::string("connect: ") + std::strerror(errno));
+  }
+  const int on = 1;
+  setsockopt(client.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+  fcntl(client.get(), F_SETFL, O_NONBLOCK);
+  return client;
+}
+
+using Inflater = std::unique_ptr<nghttp2_hd_inflater, decltype(&nghttp2_hd_inflate_del)>;
+
+Inflater new_inflater() {
+  nghttp2_hd_inflater* inflater = nullptr;
+  if (nghttp2_hd_inflate_new(&inflater)) throw std::bad_alloc();
+  return {inflater, nghttp2_hd_inflate_del};
+}
+
+// The preface, and windows of ours that never fill.
+std::string opening() {
+  const std::string window = bytes_of(NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE, 2);
+  return NGHTTP2_CLIENT_MAGIC + frame(NGHTTP2_SETTINGS, 0, 0, window + bytes_of(kLargest, 4)) +
+         frame(NGHTTP2_WINDOW_UPDATE, 0, 0, bytes_of(kLargest - kDefaultWindow, 4));
+}
+
 // Who hears that a request ended.
 class Ends {
  public:
@@ -99,33 +130,12 @@ class Ends {
 class Connection {
  public:
   Connection(int port, std::string path, std::string body, Ends& ends)
-      : path_(std::move(path)), body_(std::move(body)), ends_(ends) {
-    if (body_.size() > 16384) throw std::runtime_error("the message does not fit into one frame");
+      : path_(std::move(path)), body_(std::move(body)), ends_(ends), socket_(connected(port)) {
     authority_ = "127.0.0.1:" + std::to_string(port);
-    if (nghttp2_hd_inflate_new(&inflater_)) throw std::bad_alloc();
-    socket_ = socket(AF_INET, SOCK_STREAM, 0);
-    sockaddr_in address{};
-    address.sin_family = AF_INET;
-    address.sin_port = htons(static_cast<std::uint16_t>(port));
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    if (connect(socket_, reinterpret_cast<sockaddr*>(&address), sizeof address)) {
-      throw std::runtime_error(std::string("connect: ") + std::strerror(errno));
-    }
-    const int on = 1;
-    setsockopt(socket_, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-    fcntl(socket_, F_SETFL, O_NONBLOCK);
-    const std::string window = bytes_of(NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE, 2);
-    out_ = NGHTTP2_CLIENT_MAGIC;
-    out_ += frame(NGHTTP2_SETTINGS, 0, 0, window + bytes_of(kLargest, 4));
-    out_ += frame(NGHTTP2_WINDOW_UPDATE, 0, 0, bytes_of(kLargest - kDefaultWindow, 4));
-  }
-  Connection(const Connection&) = delete;
-  ~Connection() {
-    close(socket_);
-    nghttp2_hd_inflate_del(inflater_);
+    if (body_.size() > 16384) throw std::runtime_error("the message does not fit into one frame");
   }
 
-  int descriptor() const { return socket_; }
+  int descriptor() const { return socket_.get(); }
 
   void send(std::uint32_t number) {
     waiting_.push_back(number);
@@ -135,7 +145,7 @@ class Connection {
   // Writes what the socket takes.
   void flush() {
     if (out_.empty()) return;
-    const ssize_t written = ::send(socket_, out_.data(), out_.size(), MSG_NOSIGNAL);
+    const ssize_t written = ::send(socket_.get(), out_.data(), out_.size(), MSG_NOSIGNAL);
     if (written > 0) out_.erase(0, static_cast<std::size_t>(written));
     if (written < 0 && errno != EAGAIN) throw std::runtime_error(std::strerror(errno));
   }
@@ -143,7 +153,7 @@ class Connection {
   // Reads once; false where there was nothing.
   bool receive() {
     char chunk[1 << 16];
-    const ssize_t count = recv(socket_, chunk, sizeof chunk, 0);
+    const ssize_t count = recv(socket_.get(), chunk, sizeof chunk, 0);
     if (count < 0 && errno == EAGAIN) return false;
     if (count <= 0) throw std::runtime_error("the server closed the connection");
     in_.append(chunk, static_cast<std::size_t>(count));
@@ -215,7 +225,7 @@ class Connection {
     std::size_t left = block.size();
     while (!(ready & NGHTTP2_HD_INFLATE_FINAL)) {
       nghttp2_nv field;
-      const ssize_t used = nghttp2_hd_inflate_hd2(inflater_, &field, &ready, at, left, 1);
+      const ssize_t used = nghttp2_hd_inflate_hd2(inflater_.get(), &field, &ready, at, left, 1);
       if (used < 0) throw std::runtime_error("headers that cannot be decoded");
       at += used;
       left -= static_cast<std::size_t>(used);
@@ -223,7 +233,7 @@ class Connection {
       const std::string_view name(reinterpret_cast<char*>(field.name), field.namelen);
       if (name == "grpc-status") status = std::atoi(reinterpret_cast<char*>(field.value));
     }
-    nghttp2_hd_inflate_end_headers(inflater_);
+    nghttp2_hd_inflate_end_headers(inflater_.get());
     return status;
   }
 
@@ -245,14 +255,25 @@ class Connection {
 
   const std::string path_, body_;
   Ends& ends_;
-  std::string authority_, out_, in_;
-  nghttp2_hd_inflater* inflater_ = nullptr;
-  int socket_ = -1;
+  lane::Descriptor socket_;
+  Inflater inflater_ = new_inflater();
+  std::string authority_, out_ = opening(), in_;
   std::int64_t window_ = kDefaultWindow;
   std::size_t most_ = kMostStreams, open_ = 0;
   std::deque<std::uint32_t> waiting_;  // numbers of requests that may not go out yet
   std::vector<Stream> streams_;        // by stream / 2
 };
+
+std::string content(const char* path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) throw std::runtime_error(std::string("cannot read ") + path);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+void put(const std::string& path, std::string_view bytes) {
+  std::ofstream file(path, std::ios::binary);
+  if (!(file << bytes).flush()) throw std::runtime_error("cannot write " + path);
+}
 
 // All connections and the clock.
 class Loop : public Ends {
@@ -287,10 +308,9 @@ class Loop : public Ends {
   }
 
   void write(const std::string& outcomes, const std::string& samples) const {
-    std::ofstream(outcomes, std::ios::binary)
-        .write(reinterpret_cast<const char*>(outcomes_.data()),
-               static_cast<std::streamsize>(outcomes_.size() * sizeof(Outcome)));
-    std::ofstream(samples, std::ios::binary) << samples_;
+    const auto* bytes = reinterpret_cast<const char*>(outcomes_.data());
+    put(outcomes, {bytes, outcomes_.size() * sizeof(Outcome)});
+    put(samples, samples_);
   }
 
  private:
@@ -331,9 +351,11 @@ class Loop : public Ends {
   std::string samples_;
 };
 
-std::string content(const char* path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
+std::vector<double> times(const std::string& bytes) {
+  std::vector<double> found(bytes.size() / sizeof(double));
+  std::memcpy(found.data(), bytes.data(), found.size() * sizeof(double));
+  if (found.empty()) throw std::runtime_error("nothing is due");
+  return found;
 }
 
 }  // namespace
@@ -344,10 +366,7 @@ int main(int count, char** arguments) {
     return 2;
   }
   try {
-    const std::string times = content(arguments[4]);
-    std::vector<double> due(times.size() / sizeof(double));
-    std::memcpy(due.data(), times.data(), due.size() * sizeof(double));
-    Loop loop(std::move(due));
+    Loop loop(times(content(arguments[4])));
     for (int number = std::atoi(arguments[5]); number > 0; --number) {
       loop.connect(std::atoi(arguments[1]), arguments[2], content(arguments[3]));
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -163,16 +164,20 @@ def load_verdicts(record: Record) -> list[Verdict]:
     """Of the section `load`: how long the tail is at some of our capacity."""
     found = []
     for server in record["servers"]:
-        tails = [
-            load["latency_ms"]["p99"] / load["latency_ms"]["p50"]
-            for load in server["loads"]
-            if load["share"] == TAIL_SHARE and load["latency_ms"]
-        ]
+        tails = [_tail(load) for load in server["loads"] if load["share"] == TAIL_SHARE]
         if tails and server["contestant"].startswith(OURS):
             text = f"{server['contestant']}, {server['model']} at {TAIL_SHARE:.0%} of capacity"
             tail = statistics.median(tails)
             found.append(Verdict(f"{text}, p99 over p50", tail, _TAIL, at_most=True))
     return found
+
+
+def _tail(load: Record) -> float:
+    """p99 over p50; none that is finite where one request in a hundred was not answered."""
+    statuses = load["statuses"]
+    if statuses.get("OK", 0) < 0.99 * sum(statuses.values()):
+        return math.inf
+    return float(load["latency_ms"]["p99"] / load["latency_ms"]["p50"])
 
 
 def metrics_verdicts(record: Record) -> list[Verdict]:
