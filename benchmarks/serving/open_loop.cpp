@@ -7,7 +7,7 @@
 // each of those: when it was sent, when its answer was there, and its gRPC status (or -1: none
 // came, not even a refusal). Into SAMPLES goes one answered message in kSampled, with its length
 // (uint32) before it. It spins on its core, so that it is late only where it cannot keep up. What
-// the server's headers say is nghttp2's to decode; the frames, all small, are written and read here.
+// the server's headers say is nghttp2's to decode; frames, all small, are written and read here.
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <netinet/in.h>
