@@ -60,6 +60,7 @@ class NativeBatcher:
         observer: native.BatchObserver | None = None,
         plan: PredictionPlan | None = None,
         inputs: Sequence[str] = (),
+        buffers: Sequence[Tensors] = (),
     ) -> None:
         from serving.lane import native
 
@@ -83,6 +84,7 @@ class NativeBatcher:
             failed=log.warning,
             plan=plan,
             inputs=inputs,
+            buffers=buffers,
         )
         weakref.finalize(self, self.native.close, _LAST_SECONDS)
 
