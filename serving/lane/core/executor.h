@@ -30,8 +30,8 @@ struct Batch {
 class Executor {
  public:
   virtual ~Executor() = default;
-  // Where the inputs of a batch of so many rows are to be stacked: memory that nobody else writes to
-  // while any of it is kept. Empty for no such wish, and the batch has memory of its own.
+  // Where the inputs of so many rows are to be stacked, in the layout's order: memory that nobody
+  // else writes to while any of it is kept. Empty for no such wish: the batch has its own then.
   virtual std::vector<Bytes> buffers(const Layout& layout, std::int64_t rows) {
     (void)layout, (void)rows;
     return {};
