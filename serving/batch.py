@@ -141,13 +141,15 @@ def _rows(inputs: Tensors) -> int:
     return rows
 
 
-def run_batch(run: Run, batch: Sequence[Request], buckets: Sequence[int]) -> list[Answer]:
-    """Each request's answer, from one run of all; raises what `run` does, or ValueError where it
-    gives another number of rows than it got."""
+def run_batch(
+    run: Run, batch: Sequence[Request], buckets: Sequence[int], buffers: Tensors | None = None
+) -> list[Answer]:
+    """Each request's answer, from one run of all, stacked in the buffers where it fits; raises what
+    `run` does, or ValueError where it gives another number of rows than it got."""
     started = time.monotonic()
     rows = sum(request.rows for request in batch)
     size = padded(rows, buckets)
-    inputs = stack(batch, size)
+    inputs = stack(batch, size, buffers)
     stacked = time.monotonic()
     outputs = run(inputs)
     ran = time.monotonic()
@@ -179,10 +181,12 @@ def padded(rows: int, buckets: Sequence[int]) -> int:
     return next((size for size in buckets if size >= rows), rows)
 
 
-def stack(batch: Sequence[Request], rows: int) -> Tensors:
-    """The inputs of all, one below the other, then zeros up to `rows`."""
+def stack(batch: Sequence[Request], rows: int, buffers: Tensors | None = None) -> Tensors:
+    """The inputs of all, one below the other, then zeros up to `rows`; in the first rows of the
+    buffers where those are as many, of the same shapes and types."""
     first = batch[0]
-    if len(batch) == 1 and first.rows == rows:
+    room = _room(buffers, first.inputs, rows) if buffers else {}
+    if len(batch) == 1 and first.rows == rows and not room:
         return first.inputs
     missing = rows - sum(request.rows for request in batch)
     stacked = {}
@@ -190,8 +194,18 @@ def stack(batch: Sequence[Request], rows: int) -> Tensors:
         parts = [request.inputs[name] for request in batch]
         if missing:
             parts.append(_blank((missing, *array.shape[1:]), array.dtype))
-        stacked[name] = np.concatenate(parts)
+        stacked[name] = np.concatenate(parts, out=room.get(name))
     return stacked
+
+
+def _room(buffers: Tensors, inputs: Tensors, rows: int) -> Tensors:
+    """So many rows of the buffers; none where they are not for such inputs, or not for so many."""
+    fit = buffers.keys() == inputs.keys() and all(
+        (array.dtype, array.shape[1:]) == (inputs[name].dtype, inputs[name].shape[1:])
+        and len(array) >= rows
+        for name, array in buffers.items()
+    )
+    return {name: array[:rows] for name, array in buffers.items()} if fit else {}
 
 
 def _blank(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> NDArray[np.generic]:

@@ -18,6 +18,7 @@ from serving.batch import (
     Outcome,
     Request,
     Run,
+    Tensors,
     execution,
     run_batch,
     tell,
@@ -48,7 +49,9 @@ class DynamicBatcher:
     level, who came first; background requests go last. With `buckets`, a batch is filled up with
     rows of zeros to the next of these sizes. `run` maps stacked inputs to outputs with as many
     rows; `observe` is told of each batch that held a caller's request, before its answers go out,
-    and `waiting`, which must not wait, how many callers' requests do.
+    and `waiting`, which must not wait, how many callers' requests do. `buffers` are the model's,
+    arrays of so many rows that it runs best from, a set for each instance: batches are stacked
+    there where they fit, and `run` must keep nothing of them.
     """
 
     def __init__(
@@ -64,8 +67,10 @@ class DynamicBatcher:
         observe: Observe = lambda execution: None,
         waiting: Callable[[int], None] = lambda count: None,
         name: str = "batcher",
+        buffers: Sequence[Tensors] = (),
     ) -> None:
         self._run = run
+        self._buffers = list(buffers)  # those that are free
         self._observe = observe
         self._name = name
         self._max_batch_size = max_batch_size
@@ -236,7 +241,7 @@ class DynamicBatcher:
         """What came of each request. Those of a batch that failed run again one by one, so that
         nobody fails for what another sent."""
         try:
-            answers = run_batch(self._run, batch, self._buckets)
+            answers = self._run_batch(batch)
             self._seconds_per_request = answers[0].stages.seconds / len(batch)
             return [(batch, [*answers])]
         except Exception as error:
@@ -250,6 +255,17 @@ class DynamicBatcher:
                 "%s: %d requests failed together, none by itself: %s", self._name, count, why
             )
         return runs
+
+    def _run_batch(self, batch: list[Request]) -> list[Answer]:
+        """Each one's answer, from a run over a set of buffers that nobody else has meanwhile."""
+        try:
+            buffers = self._buffers.pop()  # atomic
+        except IndexError:
+            return run_batch(self._run, batch, self._buckets)
+        try:
+            return run_batch(self._run, batch, self._buckets, buffers)
+        finally:
+            self._buffers.append(buffers)
 
     def _execute_again(self, request: Request) -> list[Ran]:
         if request.settled:

@@ -32,12 +32,19 @@ def bindable(manifest: Manifest) -> bool:
     )
 
 
-class HostBuffers:
-    """Inputs and outputs of one run at a time, in host memory that `allocate` gives out.
+def input_buffers(
+    manifest: Manifest, rows: int, instances: int, allocate: Allocate
+) -> tuple[Tensors, ...]:
+    """For each instance a set of arrays for the inputs of up to so many rows, for who stacks them.
 
     From pinned memory the GPU reads and writes by itself; from other memory the driver copies
     through a pinned buffer of its own.
     """
+    return tuple(_buffers(manifest.inputs, rows, allocate) for _ in range(instances))
+
+
+class HostBuffers:
+    """Outputs of one run at a time, in host memory that `allocate` gives out."""
 
     def __init__(
         self,
@@ -48,16 +55,16 @@ class HostBuffers:
     ) -> None:
         self._session = session
         self._binding = session.io_binding()
-        self._inputs = _buffers(manifest.inputs, rows, allocate)
+        self._names = [spec.name for spec in manifest.inputs]
         self._outputs = _buffers(manifest.outputs, rows, allocate)
 
     def run(self, inputs: Tensors, rows: int) -> Tensors:
-        """The outputs, as arrays of their own; `rows` is at most that of the buffers."""
-        for name, buffer in self._inputs.items():
-            view = buffer[:rows]
-            np.copyto(view, inputs[name], casting="no")
+        """The outputs, as arrays of their own; `rows` is at most that of the buffers. Inputs are
+        read where they lie, which is best `input_buffers`."""
+        read = {name: np.ascontiguousarray(inputs[name]) for name in self._names}
+        for name, array in read.items():
             # Binding is what copies to the device, so each run binds anew.
-            self._binding.bind_input(name, "cpu", 0, view.dtype, view.shape, view.ctypes.data)
+            self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         for name, buffer in self._outputs.items():
             view = buffer[:rows]
             self._binding.bind_output(name, "cpu", 0, view.dtype, view.shape, view.ctypes.data)
@@ -66,7 +73,7 @@ class HostBuffers:
 
 
 class HostBound:
-    """Runs a session over host buffers, a set of them per instance; thread-safe."""
+    """Runs a session over host memory, with a set of outputs per instance; thread-safe."""
 
     def __init__(
         self,
@@ -81,7 +88,7 @@ class HostBound:
             self._free.put(HostBuffers(session, manifest, rows, allocate))
 
     def run(self, inputs: Tensors) -> Tensors:
-        """Wait for a free set of buffers and run."""
+        """Wait for a free set of outputs and run."""
         buffers = self._free.get()
         try:
             return buffers.run(inputs, len(next(iter(inputs.values()))))

@@ -19,7 +19,7 @@ import onnxruntime
 
 from model_repository import ONNX_PLATFORM, Manifest, Variant
 from serving import holdout
-from serving.binding import GraphBound, HostBound, bindable, pinned
+from serving.binding import GraphBound, HostBound, bindable, input_buffers, pinned
 from serving.cpu import int8_instructions
 from serving.device import CPU, TENSORRT, Runtime
 from serving.errors import ModelLoadError
@@ -31,6 +31,8 @@ PROBE_ROWS = (1, 8)
 PROBE_SECONDS = 0.2  # for all sizes together
 PROBE_RUNS = 11  # per size and precision, at most
 HOLDOUT_ROWS = 64  # per run, at most
+
+Run = Callable[[Tensors], Tensors]
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +48,11 @@ class Model:
     notes: tuple[str, ...]  # what was chosen, and why
     load_seconds: float
     batchable: bool  # requests may share a run
-    run: Callable[[Tensors], Tensors]  # outputs by name; raises whatever ONNX Runtime does
+    run: Run  # outputs by name; raises whatever ONNX Runtime does
     standard: Standard | None = None  # what it must go on to reach, where there is such a thing
+    # Arrays of the most rows of a run, a set for each instance: inputs that are written there are
+    # read from there, without a copy. None where that saves nothing.
+    buffers: tuple[Tensors, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +62,10 @@ class _Candidate:
     variant: Variant
     provider: str
     batchable: bool
-    run: Callable[[Tensors], Tensors]
+    run: Run
     notes: tuple[str, ...]
     standard: Standard | None
+    buffers: tuple[Tensors, ...]
 
 
 def load(directory: Path, manifest: Manifest, runtime: Runtime) -> Model:
@@ -91,6 +97,7 @@ def load(directory: Path, manifest: Manifest, runtime: Runtime) -> Model:
         chosen.batchable,
         chosen.run,
         chosen.standard,
+        chosen.buffers,
     )
 
 
@@ -121,9 +128,12 @@ def _prove(directory: Path, manifest: Manifest, variant: Variant, runtime: Runti
     """Open, warm up, and check on the holdout; ModelLoadError where any of it fails."""
     session = open_session(directory, manifest, variant, runtime)
     path = directory / variant.file
-    why_not = why_not_shared(manifest, _plain(session, manifest))
+    run: Run = _plain(session, manifest)
+    buffers: tuple[Tensors, ...] = ()
+    why_not = why_not_shared(manifest, run)
     try:
-        run = _plain(session, manifest) if why_not else _runner(session, manifest, runtime)
+        if not why_not:
+            run, buffers = _runner(session, manifest, runtime)
     except (OSError, MemoryError, RuntimeError) as error:
         message = f"{path}: no buffers for the GPU: {first_line(error)}"
         raise ModelLoadError(message, "session") from None
@@ -131,24 +141,23 @@ def _prove(directory: Path, manifest: Manifest, variant: Variant, runtime: Runti
     notes += _warm_up(path, manifest, run, (1,) if why_not else runtime.warm_up_rows)
     proven, standard = _check(directory, manifest, variant, run, runtime, not why_not)
     provider = session.get_providers()[0]
-    return _Candidate(variant, provider, not why_not, run, notes + proven, standard)
+    return _Candidate(variant, provider, not why_not, run, notes + proven, standard, buffers)
 
 
 def _runner(
     session: onnxruntime.InferenceSession, manifest: Manifest, runtime: Runtime
-) -> Callable[[Tensors], Tensors]:
-    """The fastest way to run that the device and the model's shapes allow."""
-    if runtime.provider != CPU and bindable(manifest):
-        if runtime.cuda_graphs:
-            return GraphBound(session, manifest, runtime.buckets).run
-        rows = max(runtime.warm_up_rows)
-        return HostBound(session, manifest, rows, runtime.instances, pinned()).run
-    return _plain(session, manifest)
+) -> tuple[Run, tuple[Tensors, ...]]:
+    """The fastest way to run that the device and the model's shapes allow, and its buffers."""
+    if runtime.provider == CPU or not bindable(manifest):
+        return _plain(session, manifest), ()
+    allocate, rows = pinned(), max(runtime.warm_up_rows)
+    buffers = input_buffers(manifest, rows, runtime.instances, allocate)
+    if runtime.cuda_graphs:
+        return GraphBound(session, manifest, runtime.buckets).run, buffers
+    return HostBound(session, manifest, rows, runtime.instances, allocate).run, buffers
 
 
-def _plain(
-    session: onnxruntime.InferenceSession, manifest: Manifest
-) -> Callable[[Tensors], Tensors]:
+def _plain(session: onnxruntime.InferenceSession, manifest: Manifest) -> Run:
     names = [spec.name for spec in manifest.outputs]
 
     def run(inputs: Tensors) -> Tensors:
@@ -157,9 +166,7 @@ def _plain(
     return run
 
 
-def _warm_up(
-    path: Path, manifest: Manifest, run: Callable[[Tensors], Tensors], sizes: Sequence[int]
-) -> tuple[str, ...]:
+def _warm_up(path: Path, manifest: Manifest, run: Run, sizes: Sequence[int]) -> tuple[str, ...]:
     """Run every batch size twice: the first run allocates, and captures graphs.
 
     Sizes that vary beside the rows have to be guessed: there, a failure proves nothing.
@@ -181,7 +188,7 @@ def _check(
     directory: Path,
     manifest: Manifest,
     variant: Variant,
-    run: Callable[[Tensors], Tensors],
+    run: Run,
     runtime: Runtime,
     batchable: bool,
 ) -> tuple[tuple[str, ...], Standard | None]:
@@ -245,7 +252,7 @@ def _or_int8(
 def _times(
     manifest: Manifest,
     rows: int,
-    runs: tuple[Callable[[Tensors], Tensors], Callable[[Tensors], Tensors]],
+    runs: tuple[Run, Callable[[Tensors], Tensors]],
     sizes: int,
 ) -> tuple[float, float]:
     """Median seconds of one run of each, in turns, so that a busy machine slows both alike."""

@@ -42,7 +42,8 @@ class NativeBatcher:
     With an `observer` it is told instead of `observe`, and how many wait, which Python is not: that
     is told under the queue's lock. With a `plan` the facts of rows are added to what `run` gives,
     as Predictor does. `inputs` are a model's in its order, where the lane's own requests are to
-    share batches with these. What `run` is given cannot be written to.
+    share batches with these. What `run` is given cannot be written to, and is its own as long as it
+    keeps it: what is in `buffers`, too.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class NativeBatcher:
         observer: native.BatchObserver | None = None,
         plan: PredictionPlan | None = None,
         inputs: Sequence[str] = (),
+        buffers: Sequence[Tensors] = (),
     ) -> None:
         from serving.lane import native
 
@@ -83,6 +85,7 @@ class NativeBatcher:
             failed=log.warning,
             plan=plan,
             inputs=inputs,
+            buffers=buffers,
         )
         weakref.finalize(self, self.native.close, _LAST_SECONDS)
 

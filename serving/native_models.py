@@ -161,6 +161,7 @@ class NativeModels:
             observer=self._server.observer(counters, log.warning),
             plan=plan,
             inputs=[spec.name for spec in model.manifest.inputs],
+            buffers=model.buffers,
             name=f"{model.manifest.name}-{model.manifest.version}",
         )
 

@@ -91,6 +91,7 @@ class ServedModel:
             priority_levels=config.priority_levels,
             observe=metrics.executed,
             waiting=metrics.pending,
+            buffers=model.buffers,
             name=f"{model.manifest.name}-{model.manifest.version}",
         )
 

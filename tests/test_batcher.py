@@ -331,6 +331,89 @@ def test_with_a_delay_what_was_cancelled_makes_room_in_the_batch(
     assert doubler.batches == [[2.0, 3.0]]
 
 
+# A model's own buffers
+
+
+def sets_of(number: int, rows: int) -> list[Tensors]:
+    return [{"x": np.full(rows, 99.0)} for _ in range(number)]
+
+
+class Bound:
+    """A doubler that has buffers of its own: of each batch, the number of the set it was in."""
+
+    def __init__(self, doubler: Doubler, buffers: list[Tensors]) -> None:
+        self._doubler = doubler
+        self._buffers = buffers
+        self.places: list[int | None] = []
+
+    def __call__(self, inputs: Tensors) -> Tensors:
+        at = inputs["x"].ctypes.data
+        sets = [number for number, each in enumerate(self._buffers) if each["x"].ctypes.data == at]
+        self.places.append(sets[0] if sets else None)
+        before = inputs["x"].copy()
+        outputs = self._doubler(inputs)
+        assert np.array_equal(inputs["x"], before)
+        return outputs
+
+
+def test_a_batch_is_stacked_in_the_models_buffers_and_what_fills_a_bucket_is_zeros(
+    make: Make, doubler: Doubler
+) -> None:
+    buffers = sets_of(1, 8)
+    bound = Bound(doubler, buffers)
+    batcher = make(bound, max_batch_size=8, buckets=(4, 8), buffers=buffers)
+    doubler.hold()
+    first = Asked(batcher, 5.0, 5.0, 5.0, 5.0)
+    doubler.wait_until_entered()
+    asked = [Asked(batcher, 1.0), Asked(batcher, 2.0, 3.0)]
+    doubler.release()
+    assert first.values == [10.0] * 4
+    assert [each.values for each in asked] == [[2.0], [4.0, 6.0]]
+    assert doubler.batches == [[5.0] * 4, [1.0, 2.0, 3.0, 0.0]]
+    assert bound.places == [0, 0]
+    assert buffers[0]["x"].tolist() == [1.0, 2.0, 3.0, 0.0, 99.0, 99.0, 99.0, 99.0]
+
+
+def test_rows_that_do_not_fit_the_models_buffers_are_stacked_elsewhere(
+    make: Make, doubler: Doubler
+) -> None:
+    buffers = sets_of(1, 2)
+    bound = Bound(doubler, buffers)
+    batcher = make(bound, max_batch_size=8, buffers=buffers)
+    assert Asked(batcher, 1.0, 2.0, 3.0).values == [2.0, 4.0, 6.0]
+    assert Asked(batcher, 1.0, 2.0).values == [2.0, 4.0]
+    wide: Future[Outcome] = Future()
+    batcher.submit(Request({"x": np.ones((2, 2))}, wide.set_result))
+    assert isinstance(wide.result(PATIENCE), Answer)
+    assert bound.places == [None, 0, None]
+
+
+def test_who_shared_a_batch_that_failed_in_the_models_buffers_runs_again(
+    make: Make, doubler: Doubler
+) -> None:
+    buffers = sets_of(1, 8)
+    batcher = make(Bound(doubler, buffers), max_batch_size=8, buffers=buffers)
+    occupy(doubler, batcher)
+    good, bad, other = (Asked(batcher, value) for value in (1.0, 13.0, 2.0))
+    doubler.release()
+    assert isinstance(bad.error, ModelFailed)
+    assert (good.values, other.values) == ([2.0], [4.0])
+    assert doubler.batches == [[0.0], [1.0, 13.0, 2.0], [1.0], [13.0], [2.0]]
+
+
+def test_instances_have_buffers_of_their_own(make: Make, doubler: Doubler) -> None:
+    buffers = sets_of(2, 8)
+    bound = Bound(doubler, buffers)
+    batcher = make(bound, max_batch_size=2, instance_count=2, buffers=buffers)
+    doubler.hold()
+    asked = [Asked(batcher, float(i), i + 0.5) for i in range(100, 200)]
+    doubler.wait_until_entered()
+    doubler.wait_until_entered()
+    doubler.release()
+    assert [each.values for each in asked] == [[2.0 * i, 2.0 * i + 1] for i in range(100, 200)]
+    assert set(bound.places[:2]) == set(bound.places) == {0, 1}
+
+
 # A full queue
 
 

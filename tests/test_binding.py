@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Digits
+from conftest import BATCHERS, PATIENCE, Digits
 from numpy.typing import NDArray
 
 from model_repository import ONNX_PLATFORM, Manifest, read_manifest
-from serving.binding import GraphBound, HostBound, bindable
+from serving.batch import Answer, Batcher, Outcome, Request
+from serving.binding import GraphBound, HostBound, bindable, input_buffers
 from serving.device import Runtime
 from serving.model import load
 from serving.session import Tensors, open_session
 
+ROWS = ((0, 8), (8, 1), (9, 4), (13, 2), (15, 1), (16, 7))  # of requests: where, how many
 CPU = Runtime("cpu", "fp32", 1, max_batch_size=8)
 
 
@@ -61,7 +65,7 @@ def test_any_number_of_rows_up_to_the_buffers_answers_as_a_plain_run(
 
 
 def test_an_input_of_another_type_is_not_converted(version: Path, manifest: Manifest) -> None:
-    with pytest.raises(TypeError, match="Cannot cast"):
+    with pytest.raises(RuntimeError, match="Unexpected input data type"):
         host_bound(version, manifest).run({"images": np.zeros((2, 28, 28), np.float32)})
 
 
@@ -83,6 +87,31 @@ def test_threads_do_not_see_each_others_rows(
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+@pytest.mark.parametrize("make", BATCHERS)
+def test_a_batcher_writes_rows_where_a_bound_model_reads_them(
+    version: Path, manifest: Manifest, digits: Digits, make: Callable[..., Batcher]
+) -> None:
+    plain, bound = load(version, manifest, CPU), host_bound(version, manifest)
+    (buffers,) = input_buffers(manifest, 8, 1, allocate)
+    read_there: list[bool] = []
+
+    def run(inputs: Tensors) -> Tensors:
+        read_there.append(inputs["images"].ctypes.data == buffers["images"].ctypes.data)
+        return bound.run(inputs)
+
+    batcher = make(run, max_batch_size=8, buckets=(4, 8), buffers=[buffers])
+    parts: list[Tensors] = [{"images": digits.images[at : at + rows]} for at, rows in ROWS]
+    outcomes: list[Future[Outcome]] = [Future() for _ in parts]
+    for part, outcome in zip(parts, outcomes, strict=True):
+        batcher.submit(Request(part, outcome.set_result))
+    for part, outcome in zip(parts, outcomes, strict=True):
+        answer = outcome.result(PATIENCE)
+        assert isinstance(answer, Answer)
+        assert same(answer.outputs, plain.run(part))
+    assert batcher.close(PATIENCE)
+    assert all(read_there)
 
 
 def test_each_bucket_has_tensors_of_its_own(

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import threading
 import urllib.request
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import (
+    BATCHERS,
     CLASSIFIER_OUTPUTS,
     IMAGES,
     PATIENCE,
@@ -29,6 +32,7 @@ from model_repository import (
     read_manifest,
     staging,
 )
+from serving.batch import Answer, Batcher, Outcome, Request
 from serving.binding import pinned
 from serving.client import Client
 from serving.config import ServerConfig
@@ -113,6 +117,29 @@ def test_pinned_memory_is_memory(digits: Digits) -> None:
     view = array[1:3]
     del array
     assert np.array_equal(view, digits.images[1:3])
+
+
+@pytest.mark.parametrize("make", BATCHERS)
+def test_rows_that_a_batcher_wrote_into_pinned_buffers_are_read_from_there(
+    version: Path, manifest: Manifest, digits: Digits, make: Callable[..., Batcher]
+) -> None:
+    model = load(version, manifest, runtime(max_batch_size=32))
+    read: list[int] = []
+
+    def run(inputs: Tensors) -> Tensors:
+        read.append(inputs["images"].ctypes.data)
+        return model.run(inputs)
+
+    batcher = make(run, max_batch_size=32, buffers=model.buffers)
+    for start, rows in ((0, 32), (32, 1), (40, 7), (3, 32)):
+        images = digits.images[start : start + rows]
+        outcome: Future[Outcome] = Future()
+        batcher.submit(Request({"images": images}, outcome.set_result))
+        answer = outcome.result(PATIENCE)
+        assert isinstance(answer, Answer)
+        close(answer.outputs, plain(version, manifest, images))
+    assert batcher.close(PATIENCE)
+    assert read == [model.buffers[0]["images"].ctypes.data] * 4
 
 
 def test_bound_buffers_answer_as_the_cpu_does_for_any_number_of_rows(
@@ -211,6 +238,26 @@ def test_a_server_answers_from_the_gpu(
     with running_server(repository, **options) as running, Client(running.address) as client:
         answer = client.classify(digits.images[:16], "classifier", rows_per_request=16)
     expected = plain(version, manifest, digits.images[:16])["labels"]
+    assert [int(label) for label in answer.labels] == expected.tolist()
+
+
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_a_server_writes_rows_into_the_pinned_buffers_that_the_gpu_reads(
+    version: Path, manifest: Manifest, digits: Digits, transport: str, cuda_graphs: bool
+) -> None:
+    options: dict[str, object] = {"device": "gpu", "execution_provider": "cuda"}
+    options |= {"precision": "fp32", "max_batch_size": 16, "transport": transport}
+    if cuda_graphs:
+        options |= {"cuda_graphs": True, "batch_buckets": BUCKETS}
+    images = digits.images[20:31]
+    repository = version.parent.parent
+    with running_server(repository, **options) as running, Client(running.address) as client:
+        (buffers,) = running.server.inference.registry.get("classifier").model.buffers
+        answer = client.classify(images, "classifier", rows_per_request=len(images))
+        assert np.array_equal(buffers["images"][: len(images)], images)
+        blank = buffers["images"][len(images) : 16 if cuda_graphs else len(images)]
+        assert not blank.any()
+    expected = plain(version, manifest, images)["labels"]
     assert [int(label) for label in answer.labels] == expected.tolist()
 
 

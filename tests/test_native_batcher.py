@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import LIFETIME, PATIENCE, ROOT
+from numpy.typing import NDArray
 
 from serving.batch import Answer, Outcome, Request, Tensors
 from serving.native_batcher import NativeBatcher
@@ -77,6 +78,66 @@ def test_inputs_live_as_long_as_somebody_has_them() -> None:
     answer_of(run, {"x": np.array([1.0, 2.0])})
     assert kept[0]["x"].tolist() == [1.0, 2.0]
     assert not kept[0]["x"].flags.writeable
+
+
+def test_who_keeps_what_is_in_a_models_buffers_keeps_them_from_being_written_over() -> None:
+    buffers: Tensors = {"x": np.zeros(4)}
+    kept: list[Tensors] = []
+
+    def run(inputs: Tensors) -> Tensors:
+        kept.append(inputs)
+        return {"y": inputs["x"] * 2}
+
+    batcher = NativeBatcher(run, max_batch_size=4, buffers=[buffers])
+    for value in (1.0, 2.0):
+        outcome: Future[Outcome] = Future()
+        batcher.submit(Request({"x": np.full(3, value)}, outcome.set_result))
+        answer = outcome.result(PATIENCE)
+        assert isinstance(answer, Answer)
+        assert answer.outputs["y"].tolist() == [2 * value] * 3
+    assert batcher.close(PATIENCE)
+    assert [each["x"].tolist() for each in kept] == [[1.0] * 3, [2.0] * 3]
+    assert np.shares_memory(kept[0]["x"], buffers["x"])
+    assert not np.shares_memory(kept[1]["x"], buffers["x"])
+
+
+def test_a_models_buffers_go_with_the_last_that_is_read_from_them() -> None:
+    buffer = np.zeros(4)
+    gone = weakref.ref(buffer)
+    kept: list[Tensors] = []
+
+    def run(inputs: Tensors) -> Tensors:
+        kept.append(inputs)
+        return {"y": np.zeros(2)}
+
+    answer_of(run, {"x": np.array([1.0, 2.0])}, buffers=[{"x": buffer}])
+    del buffer
+    gc.collect()
+    assert gone() is not None
+    assert kept.pop()["x"].tolist() == [1.0, 2.0]
+    assert gone() is None
+
+
+def test_with_a_plan_rows_are_in_the_models_buffers_and_the_lane_reads_their_ink_there() -> None:
+    buffers: Tensors = {"images": np.full((4, 2, 2), 99, np.uint8)}
+    answer = answer_of(
+        lambda inputs: {"scores": SCORES},
+        {"images": IMAGES},
+        plan=PredictionPlan("scores", "scores", "images", 1.0),
+        buffers=[buffers],
+    )
+    assert buffers["images"][:3].tolist() == IMAGES.tolist()
+    ink = IMAGES.reshape(3, -1).mean(axis=1) / 255
+    assert answer.outputs[FACTS]["ink"].tolist() == pytest.approx(ink)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    "buffer",
+    [np.zeros((4, 4))[:, ::2], np.zeros(()), np.empty(4, object), np.frombuffer(bytes(32))],
+)
+def test_what_rows_cannot_be_written_into_is_no_buffer(buffer: NDArray[np.generic]) -> None:
+    with pytest.raises(ValueError, match=r"no buffer for rows|not writeable"):
+        NativeBatcher(dict, max_batch_size=4, buffers=[{"x": buffer}])
 
 
 def test_facts_that_a_run_adds_come_with_the_answer() -> None:

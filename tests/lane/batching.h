@@ -86,10 +86,14 @@ inline LayoutPtr layout_of(std::int64_t width) {
   return layout;
 }
 
-inline Values doubles(const std::vector<std::byte>& bytes) {
-  Values values(bytes.size() / sizeof(double));
-  if (!values.empty()) std::memcpy(values.data(), bytes.data(), bytes.size());
+inline Values doubles(const std::byte* bytes, std::size_t size) {
+  Values values(size / sizeof(double));
+  if (!values.empty()) std::memcpy(values.data(), bytes, size);
   return values;
+}
+inline Values doubles(const Bytes& bytes) { return doubles(bytes.begin(), bytes.size); }
+inline Values doubles(const std::vector<std::byte>& bytes) {
+  return doubles(bytes.data(), bytes.size());
 }
 
 inline Tensor tensor_of(std::string name, std::vector<std::int64_t> shape, const Values& values) {

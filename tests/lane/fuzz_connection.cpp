@@ -28,7 +28,8 @@ void expect(bool holds) {
 class Negating : public Executor {
  public:
   Outputs run(std::shared_ptr<const Batch> batch) override {
-    Tensor y{"y", "FP32", {batch->rows, 1}, batch->inputs[0]};
+    const Bytes& x = batch->inputs[0];
+    Tensor y{"y", "FP32", {batch->rows, 1}, {x.begin(), x.end()}};
     for (std::size_t at = 3; at < y.data.size(); at += 4) y.data[at] ^= std::byte{0x80};
     Outputs outputs;
     outputs.tensors.push_back(std::move(y));

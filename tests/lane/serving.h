@@ -52,7 +52,8 @@ class Tripler : public Executor {
     const int ticket = gate_.ticket();
     entered.release();
     if (!gate_.pass(ticket)) throw RunFailed("nobody released the model");
-    Tensor y{"y", "FP32", {batch->rows, batch->layout->inputs[0].shape[0]}, batch->inputs[0]};
+    const Bytes& x = batch->inputs[0];
+    Tensor y{"y", "FP32", {batch->rows, batch->layout->inputs[0].shape[0]}, {x.begin(), x.end()}};
     for (std::size_t at = 0; at < y.data.size(); at += sizeof(float)) {
       float value;
       std::memcpy(&value, &y.data[at], sizeof value);

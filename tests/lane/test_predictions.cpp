@@ -3,10 +3,12 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <sstream>
 
+#include "batch.h"
 #include "corpus.h"
 #include "layout.h"
 #include "words.h"
@@ -40,13 +42,14 @@ void read_plan(std::istream& words, PredictionPlan& plan) {
   plan.temperature = double_of(temperature);
 }
 
-Batch one_input(std::int64_t rows, std::vector<std::byte> bytes) {
+Batch one_input(std::int64_t rows, const std::vector<std::byte>& bytes) {
   Batch batch;
   const std::size_t row_bytes = rows ? bytes.size() / static_cast<std::size_t>(rows) : 0;
   batch.layout = std::make_shared<const Layout>(
       Layout{{{"image", "UINT8", {static_cast<std::int64_t>(row_bytes)}, row_bytes}}});
   batch.rows = rows;
-  batch.inputs.push_back(std::move(bytes));
+  batch.inputs = own_buffers(*batch.layout, rows);
+  std::copy(bytes.begin(), bytes.end(), batch.inputs[0].begin());
   return batch;
 }
 

@@ -12,6 +12,7 @@
 #include <optional>
 #include <thread>
 
+#include "batch.h"
 #include "message.h"
 #include "predictions.h"
 #include "protobuf.h"
@@ -28,13 +29,13 @@ const std::string kKey = "a key for tests: 32 bytes or so.";
 class Brightness : public Executor {
  public:
   Outputs run(std::shared_ptr<const Batch> batch) override {
-    wait_until_open(std::to_integer<int>(batch->inputs[0][0]));
+    wait_until_open(std::to_integer<int>(*batch->inputs[0].begin()));
     std::vector<float> scores;
     std::vector<std::int64_t> labels;
     for (std::int64_t row = 0; row < batch->rows; ++row) {
       float light = 0;
       for (int i = 0; i < 4; ++i) {
-        const std::byte pixel = batch->inputs[0][static_cast<std::size_t>(4 * row + i)];
+        const std::byte pixel = batch->inputs[0].begin()[4 * row + i];
         light += static_cast<float>(std::to_integer<int>(pixel));
       }
       light /= 4 * 255;
@@ -224,8 +225,8 @@ Signature signature() {
 std::string answer(const std::string& id, const std::vector<unsigned char>& pixels) {
   Batch batch;
   batch.rows = static_cast<std::int64_t>(pixels.size() / 4);
-  batch.inputs.emplace_back();
-  for (const unsigned char each : pixels) batch.inputs[0].push_back(std::byte{each});
+  batch.inputs = own_buffers(Layout{{{"images", "UINT8", {4}, 4}}}, batch.rows);
+  std::memcpy(batch.inputs[0].begin(), pixels.data(), pixels.size());
   Answer answer;
   answer.outputs =
       std::make_shared<const Outputs>(Brightness().run(std::make_shared<const Batch>(batch)));

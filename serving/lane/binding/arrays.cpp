@@ -1,10 +1,14 @@
 // NumPy's arrays over the lane's memory, and copies of what Python gave.
 #include "arrays.h"
 
+#include <algorithm>
 #include <cstddef>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <stdexcept>
+
+#include "interpreter.h"
 
 namespace py = pybind11;
 
@@ -109,6 +113,25 @@ py::array view(const py::dtype& dtype, const std::vector<std::int64_t>& shape, c
   py::array array(dtype, sizes, data, owner);
   py::detail::array_proxy(array.ptr())->flags &= ~Numpy::NPY_ARRAY_WRITEABLE_;
   return array;
+}
+
+InputBuffers::Set buffers_of(const py::dict& arrays) {
+  InputBuffers::Set set;
+  set.rows = std::numeric_limits<std::int64_t>::max();
+  for (const auto& [name, value] : arrays) {
+    auto array = py::cast<py::array>(value);
+    const std::string datatype = datatype_of(array.dtype());
+    const bool rows_behind_rows = array.ndim() > 0 && array.flags() & py::array::c_style;
+    if (datatype.empty() || !rows_behind_rows) throw std::invalid_argument("no buffer for rows");
+    std::vector<std::int64_t> shape = shape_of(array);
+    set.rows = std::min(set.rows, shape[0]);
+    const std::size_t bytes = bytes_of(array) / std::max<std::size_t>(1, shape[0]);
+    shape.erase(shape.begin());
+    set.layout.inputs.push_back({py::cast<std::string>(name), datatype, std::move(shape), bytes});
+    set.inputs.push_back(static_cast<std::byte*>(array.mutable_data()));  // or it raises
+  }
+  set.owner = shared_of_python<py::tuple>(arrays.attr("values")());
+  return set;
 }
 
 Outputs outputs_of(const py::dict& arrays, const FactsColumn& facts) {

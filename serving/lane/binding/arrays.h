@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "input_buffers.h"
 #include "outcome.h"
 
 namespace lane {
@@ -37,6 +38,9 @@ std::vector<std::int64_t> shape_of(const pybind11::array& array);
 // An array over memory that `owner`, a Memory, keeps; nobody may write to it.
 pybind11::array view(const pybind11::dtype& dtype, const std::vector<std::int64_t>& shape,
                      const void* data, pybind11::handle owner);
+
+// Arrays that rows may be written into, whose owner keeps them; std::invalid_argument for others.
+InputBuffers::Set buffers_of(const pybind11::dict& arrays);
 
 // What a run of Python gave, copied; std::invalid_argument where V2 cannot have it.
 Outputs outputs_of(const pybind11::dict& arrays, const FactsColumn& facts);

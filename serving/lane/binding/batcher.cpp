@@ -30,9 +30,15 @@ std::shared_ptr<BatchObserver> observer_of(std::shared_ptr<BatchObserver> given,
   return std::make_shared<HandingOut>(std::move(given));
 }
 
+InputBuffers all_of(const std::vector<py::dict>& buffers) {
+  std::vector<InputBuffers::Set> sets;
+  for (const py::dict& arrays : buffers) sets.push_back(buffers_of(arrays));
+  return InputBuffers(std::move(sets));
+}
+
 std::shared_ptr<Executor> executor_of(py::object run, const FactsColumn& facts,
-                                      const std::optional<Plan>& plan) {
-  auto executor = std::make_shared<PythonExecutor>(std::move(run), facts);
+                                      const std::optional<Plan>& plan, InputBuffers buffers) {
+  auto executor = std::make_shared<PythonExecutor>(std::move(run), facts, std::move(buffers));
   if (!plan) return executor;
   const auto& [class_output, score_output, image_input, temperature] = *plan;
   return std::make_shared<Predicting>(
@@ -43,10 +49,11 @@ std::unique_ptr<PythonBatcher> make_batcher(
     py::object run, BatcherOptions options, py::object answered, py::object refused,
     std::string facts_name, py::dtype facts_dtype, std::shared_ptr<BatchObserver> observer,
     py::object observe, py::object failed,
-    const std::optional<Plan>& plan, std::vector<std::string> inputs) {
+    const std::optional<Plan>& plan, std::vector<std::string> inputs,
+    const std::vector<py::dict>& buffers) {
   const FactsColumn facts{std::move(facts_name), std::move(facts_dtype)};
   return std::make_unique<PythonBatcher>(
-      executor_of(std::move(run), facts, plan), std::move(options),
+      executor_of(std::move(run), facts, plan, all_of(buffers)), std::move(options),
       observer_of(std::move(observer), std::move(observe), std::move(failed)),
       of_python<Tell>(Tell{std::move(answered), std::move(refused), facts}),
       std::move(inputs));
@@ -105,7 +112,8 @@ void bind_batcher(py::module_& module) {
            py::arg("answered"), py::arg("refused"), py::arg("facts_name"), py::arg("facts_dtype"),
            py::arg("observer") = py::none(), py::arg("observe") = py::none(),
            py::arg("failed") = py::none(), py::arg("plan") = py::none(),
-           py::arg("inputs") = std::vector<std::string>())
+           py::arg("inputs") = std::vector<std::string>(),
+           py::arg("buffers") = std::vector<py::dict>())
       .def("submit", &PythonBatcher::submit)
       .def("close", &PythonBatcher::close)
       .def_property_readonly("pending", &PythonBatcher::pending);

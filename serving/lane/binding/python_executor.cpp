@@ -23,7 +23,7 @@ py::dict inputs_of(const std::shared_ptr<const Batch>& batch) {
   for (std::size_t i = 0; i < batch->inputs.size(); ++i) {
     const RowSpec& spec = batch->layout->inputs[i];
     inputs[py::str(spec.name)] =
-        view(dtype_of(spec.datatype), shape_of(spec, batch->rows), batch->inputs[i].data(), owner);
+        view(dtype_of(spec.datatype), shape_of(spec, batch->rows), batch->inputs[i].begin(), owner);
   }
   return inputs;
 }
@@ -45,8 +45,13 @@ PythonFailed failure(const py::error_already_set& raised) {
 
 }  // namespace
 
-PythonExecutor::PythonExecutor(py::object run, FactsColumn facts)
-    : python_(of_python<References>(References{std::move(run), std::move(facts)})) {}
+PythonExecutor::PythonExecutor(py::object run, FactsColumn facts, InputBuffers buffers)
+    : python_(of_python<References>(References{std::move(run), std::move(facts)})),
+      buffers_(std::move(buffers)) {}
+
+std::vector<Bytes> PythonExecutor::buffers(const Layout& layout, std::int64_t rows) {
+  return buffers_.lend(layout, rows);
+}
 
 Outputs PythonExecutor::run(std::shared_ptr<const Batch> batch) {
   if (python_is_ending()) throw RunFailed("the process is ending");

@@ -8,9 +8,11 @@
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "arrays.h"
 #include "executor.h"
+#include "input_buffers.h"
 #include "interpreter.h"
 #include "status.h"
 
@@ -28,7 +30,9 @@ struct PythonFailed : RunFailed {
 class PythonExecutor : public Executor {
  public:
   // Of a thread that holds Python's lock.
-  PythonExecutor(pybind11::object run, FactsColumn facts);
+  PythonExecutor(pybind11::object run, FactsColumn facts, InputBuffers buffers);
+  // Does not enter Python.
+  std::vector<Bytes> buffers(const Layout& layout, std::int64_t rows) override;
   // What Python raises is thrown as PythonFailed. The inputs are arrays over the batch,
   // which lives as long as one of them does.
   Outputs run(std::shared_ptr<const Batch> batch) override;
@@ -39,6 +43,7 @@ class PythonExecutor : public Executor {
     FactsColumn facts;
   };
   OfPython<References> python_;
+  const InputBuffers buffers_;
 };
 
 }  // namespace lane

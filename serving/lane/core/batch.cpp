@@ -39,7 +39,7 @@ BatchRun run_batch(Executor& executor, const std::vector<RequestPtr>& requests,
   run.started = now();
   const std::int64_t rows = rows_of(requests);
   const std::int64_t size = padded(rows, buckets);
-  auto batch = stack(requests, size);
+  auto batch = stack(executor, requests, size);
   const Seconds stacked = now();
   run.outputs = std::make_shared<const Outputs>(executor.run(std::move(batch)));
   const Seconds ran = now();
@@ -54,21 +54,32 @@ std::int64_t padded(std::int64_t rows, const std::vector<std::int64_t>& buckets)
   return bucket == buckets.end() ? rows : *bucket;
 }
 
-std::shared_ptr<const Batch> stack(const std::vector<RequestPtr>& requests, std::int64_t rows) {
+// Not zeros, as all of it is to be written over.
+std::vector<Bytes> own_buffers(const Layout& layout, std::int64_t rows) {
+  std::vector<Bytes> buffers;
+  buffers.reserve(layout.inputs.size());
+  for (const RowSpec& spec : layout.inputs) {
+    const std::size_t size = static_cast<std::size_t>(rows) * spec.bytes;
+    buffers.push_back({std::shared_ptr<std::byte[]>(new std::byte[size]), size});
+  }
+  return buffers;
+}
+
+std::shared_ptr<const Batch> stack(Executor& executor, const std::vector<RequestPtr>& requests,
+                                   std::int64_t rows) {
   auto batch = std::make_shared<Batch>();
   batch->layout = requests.front()->layout;
   batch->rows = rows;
-  for (std::size_t index = 0; index < batch->layout->inputs.size(); ++index) {
+  batch->inputs = executor.buffers(*batch->layout, rows);
+  if (batch->inputs.empty()) batch->inputs = own_buffers(*batch->layout, rows);
+  for (std::size_t index = 0; index < batch->inputs.size(); ++index) {
     const std::size_t row_bytes = batch->layout->inputs[index].bytes;
-    auto& stacked = batch->inputs.emplace_back();
-    // Reserved and inserted: what is overwritten anyway need not be zeros first.
-    stacked.reserve(static_cast<std::size_t>(rows) * row_bytes);
+    std::byte* to = batch->inputs[index].begin();
     for (const auto& request : requests) {
-      const std::byte* from = request->inputs.at(index);
-      const std::byte* to = from + static_cast<std::size_t>(request->rows) * row_bytes;
-      stacked.insert(stacked.end(), from, to);
+      const std::size_t bytes = static_cast<std::size_t>(request->rows) * row_bytes;
+      to = std::copy_n(request->inputs.at(index), bytes, to);
     }
-    stacked.resize(static_cast<std::size_t>(rows) * row_bytes);
+    std::fill(to, batch->inputs[index].end(), std::byte{0});
   }
   return batch;
 }

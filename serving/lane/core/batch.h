@@ -26,7 +26,12 @@ BatchRun run_batch(Executor& executor, const std::vector<RequestPtr>& requests,
 // Rows of the smallest bucket that holds so many; as many where none does.
 std::int64_t padded(std::int64_t rows, const std::vector<std::int64_t>& buckets);
 
-// The inputs of all, one below the other, then zeros up to `rows`.
-std::shared_ptr<const Batch> stack(const std::vector<RequestPtr>& requests, std::int64_t rows);
+// New memory for so many rows, in the layout's order.
+std::vector<Bytes> own_buffers(const Layout& layout, std::int64_t rows);
+
+// The inputs of all, one below the other, then zeros up to `rows`: in the executor's buffers where
+// it has some.
+std::shared_ptr<const Batch> stack(Executor& executor, const std::vector<RequestPtr>& requests,
+                                   std::int64_t rows);
 
 }  // namespace lane

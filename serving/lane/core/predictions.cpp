@@ -205,14 +205,13 @@ std::uint64_t sum_of_bytes(const std::byte* bytes, std::size_t count) {
 
 // The mean of each row's bytes as a share of 255. Of a model that takes a single image without a
 // first dimension for rows, the mean of all of it.
-void set_ink(const std::vector<std::byte>& images, std::int64_t images_rows,
-             std::vector<Fact>& facts) {
+void set_ink(const Bytes& images, std::int64_t images_rows, std::vector<Fact>& facts) {
   const std::size_t rows = facts.size();
   const bool one_each = rows == static_cast<std::size_t>(images_rows);
-  if (rows == 0 || images.empty() || (rows != 1 && !one_each)) return;
-  const std::size_t bytes = images.size() / rows;
+  if (rows == 0 || images.size == 0 || (rows != 1 && !one_each)) return;
+  const std::size_t bytes = images.size / rows;
   for (std::size_t i = 0; i < rows; ++i) {
-    const auto sum = static_cast<double>(sum_of_bytes(images.data() + i * bytes, bytes));
+    const auto sum = static_cast<double>(sum_of_bytes(images.begin() + i * bytes, bytes));
     facts[i].ink = sum / (255.0 * static_cast<double>(bytes));
   }
 }
@@ -240,6 +239,10 @@ std::vector<Fact> facts(const PredictionPlan& plan, const Batch& batch, const Ou
 
 Predicting::Predicting(std::shared_ptr<Executor> inner, PredictionPlan plan)
     : inner_(std::move(inner)), plan_(std::move(plan)) {}
+
+std::vector<Bytes> Predicting::buffers(const Layout& layout, std::int64_t rows) {
+  return inner_->buffers(layout, rows);
+}
 
 Outputs Predicting::run(std::shared_ptr<const Batch> batch) {
   Outputs outputs = inner_->run(batch);

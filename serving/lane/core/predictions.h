@@ -26,6 +26,7 @@ struct PredictionPlan {
 class Predicting : public Executor {
  public:
   Predicting(std::shared_ptr<Executor> inner, PredictionPlan plan);
+  std::vector<Bytes> buffers(const Layout& layout, std::int64_t rows) override;
   Outputs run(std::shared_ptr<const Batch> batch) override;
 
  private:
