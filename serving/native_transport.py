@@ -127,9 +127,10 @@ class NativeTransport:
             taken = {k: served.routed for k, served in routes().items() if served.routed}
             self._server.set_routes(taken)
 
-    def observe(self, every: bool) -> None:
-        """Whether each request is to be passed on, where it is logged and traced."""
-        self._server.set_observed(every)
+    def trace(self, rates: Mapping[str, int]) -> None:
+        """One request in so many of each model is to be passed on, where it is traced; 0 is none.
+        Under the empty name: of models that are not named."""
+        self._server.set_trace_rates(rates)
 
     def drain(self) -> None:
         """Listen no more, refuse what is new, and ask clients to go elsewhere."""
@@ -154,6 +155,7 @@ class NativeTransport:
             "keepalive_timeout": KEEPALIVE[1] / 1e3,
             "max_age": config.max_connection_age,
             "max_age_grace": config.drain_timeout,
+            "log_every": config.access_log,
             "traces_observed": bool(config.otlp_endpoint),
         }
 

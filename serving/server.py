@@ -11,7 +11,7 @@ import importlib.metadata
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -96,7 +96,6 @@ class InferenceServer:
         self._prober = Prober(self.registry, config.probe_interval)
         self.control = ModelControl(config, self.registry, self._load, self._metrics)
         tracer = Tracer(self._traced)
-        self._traced(tracer.active)
         self.admin = ProcessAdmin(self.control, tracer)
         signer = Signer(keys)
         self._feedback = _feedback(config, counters, signer, self._metrics)
@@ -234,10 +233,10 @@ class InferenceServer:
             self.report_readiness()
         self._prober.wake()
 
-    def _traced(self, active: bool) -> None:
-        """What is logged and traced goes by Python."""
+    def _traced(self, rates: Mapping[str, int]) -> None:
+        """What is traced goes by Python; the lane chooses it."""
         if self._lane:
-            self._lane.observe(active or bool(self._config.access_log))
+            self._lane.trace(rates)
 
     def _servicer(self, admin: Admin, tracer: Tracer) -> InferenceServicer:
         return InferenceServicer(

@@ -77,6 +77,7 @@ class PythonServer {
     service.room = static_cast<std::size_t>(settings_.at("room"));
     service.priority_levels = static_cast<int>(settings_.at("priority_levels"));
     service.prediction_ids = key.has_value();
+    service.log_every = static_cast<std::uint64_t>(settings_.at("log_every"));
     service.failed = fault_logger(std::move(failed));
     auto signer = key ? std::make_shared<const Signer>(std::string(*key)) : nullptr;
     service_ = std::make_shared<InferService>(
@@ -104,7 +105,10 @@ class PythonServer {
     service_->set_routes(std::move(routes));
   }
 
-  void set_observed(bool every) { service_->observed = every; }
+  void set_trace_rates(const std::map<std::string, std::uint64_t>& rates) {
+    const WithoutPython others_run;
+    service_->set_trace_rates(rates);
+  }
 
   void drain() {
     const WithoutPython others_run;
@@ -150,7 +154,7 @@ void bind_server(py::module_& module) {
       .def("observer", &PythonServer::observer, py::arg("counters"), py::arg("warn"))
       .def("start", &PythonServer::start, py::arg("listeners"))
       .def("set_routes", &PythonServer::set_routes, py::arg("routes"))
-      .def("set_observed", &PythonServer::set_observed, py::arg("every"))
+      .def("set_trace_rates", &PythonServer::set_trace_rates, py::arg("rates"))
       .def("drain", &PythonServer::drain)
       .def("wait_until_idle", &PythonServer::wait_until_idle, py::arg("timeout"))
       .def("stop", &PythonServer::stop);

@@ -14,6 +14,7 @@
 #include "abuse.h"
 #include "h2.h"
 #include "message_buffer.h"
+#include "peer_metadata.h"
 #include "session.h"
 #include "stream.h"
 
@@ -357,13 +358,13 @@ void Connection::State::headers_ended(Stream& stream) {
 }
 
 void Connection::State::infer_begins(Stream& stream) {
-  const bool observed =
-      service.observed || (service.traces_observed && stream.headers.sampled());
+  if (service.draining) return refuse(stream, service.refuse_unread());
+  const bool logged = service.logs_next();
+  const bool observed = logged || (service.traces_observed && stream.headers.sampled());
   // Who observes is told of what has no room, too, and so has to refuse it.
   const bool room = service.has_room() && unsent <= limits.max_buffered_bytes;
-  if (service.draining || (!observed && !room)) {
-    return refuse(stream, service.refuse_unread());
-  }
+  if (!observed && !room) return refuse(stream, service.refuse_unread());
+  if (service.logs()) stream.headers.choose(logged ? chosen_for_log : chosen_for_nothing);
   stream.progress = now;
   receiving.append(stream);
   if (observed || !stream.headers.plain()) {
@@ -434,6 +435,7 @@ void Connection::State::submit(Stream& stream) {
     case Submitted::What::pass_on:
       break;
   }
+  if (submitted.traced) stream.headers.choose(chosen_for_trace);
   std::string body = frame_prefix(submitted.message.size()) + submitted.message;
   stream.buffered = body.size();
   buffered += body.size();
