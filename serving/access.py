@@ -129,15 +129,16 @@ class Sampling:
         return self._left == 0
 
 
-def access_log(every: int) -> Observe:
-    """Logs the first request of so many, at level info."""
+def access_log(every: int, *, chosen: bool = False) -> Observe:
+    """Logs the first request of so many, at level info; where some were `chosen` before they came
+    here, by `Caller.chosen`, those and no others of them."""
     sampling = Sampling(every)
 
     def observe(finished: Finished) -> None:
         if not log.isEnabledFor(logging.INFO):
             return
-        chosen = finished.chosen
-        if sampling.takes_next(chosen == FOR_LOG if chosen else None):
+        what = finished.chosen if chosen else ""
+        if sampling.takes_next(what == FOR_LOG if what else None):
             log.info("request", extra=finished.facts())
 
     return observe

@@ -90,6 +90,7 @@ class NativeTransport:
         self._socket = _private_socket(directory)
         self._routing = threading.Lock()
         series = NativeSeries(metrics)
+        metrics.set(Exported.connections_limit, config.max_connections)
         self._server: native.Server = module.Server(
             upstream_path=str(self._socket),
             settings=self._settings(),
@@ -98,6 +99,7 @@ class NativeTransport:
             refusal=series.refusals("", ""),
             request_bytes=series.slots(Exported.request_bytes, "", ""),
             in_flight=series.slots(Exported.in_flight),
+            connections=series.connections(),
             failed=_log_failure,
         )
         self.models = NativeModels(module, self._server, series, config)
@@ -132,6 +134,15 @@ class NativeTransport:
         Under the empty name: of models that are not named."""
         self._server.set_trace_rates(rates)
 
+    @property
+    def in_flight(self) -> int:
+        """Requests inside that the lane answers itself."""
+        return self._server.in_flight
+
+    def passed_on(self, more: int) -> None:
+        """So many more requests are inside, of which the lane would not know: those of streams."""
+        self._server.passed_on(more)
+
     def drain(self) -> None:
         """Listen no more, refuse what is new, and ask clients to go elsewhere."""
         self._server.drain()
@@ -155,6 +166,9 @@ class NativeTransport:
             "keepalive_timeout": KEEPALIVE[1] / 1e3,
             "max_age": config.max_connection_age,
             "max_age_grace": config.drain_timeout,
+            "max_connections": config.max_connections,
+            "idle_timeout": config.max_connection_idle,
+            "stall_timeout": config.stall_timeout,
             "log_every": config.access_log,
             "traces_observed": bool(config.otlp_endpoint),
         }

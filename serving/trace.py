@@ -25,11 +25,12 @@ log = logging.getLogger(__name__)
 class Tracer:
     """Decides which requests are traced. `active` is false where none can be: it costs nothing.
 
-    `changed` is told one request in how many is traced, of each model that has settings of its own
-    and, under the empty name, of all others; 0 is none. Whenever that has changed, under a lock.
+    `changed` is of who chooses requests before they come here. It is told one request in how many
+    is traced, of each model that has settings of its own and, under the empty name, of all others;
+    0 is none. Whenever that has changed, under a lock.
     """
 
-    def __init__(self, changed: Callable[[Mapping[str, int]], None] = lambda rates: None) -> None:
+    def __init__(self, changed: Callable[[Mapping[str, int]], None] | None = None) -> None:
         self.active = False
         self._changed = changed
         self._settings: dict[str, Settings] = {"": dict(_DEFAULTS)}
@@ -66,13 +67,16 @@ class Tracer:
         if finished.timing is None:
             return
         sampling = self._samplings.get(finished.model if finished.model in self._settings else "")
-        if sampling and sampling.takes_next(finished.chosen == FOR_TRACE or None):
+        chosen = bool(self._changed) and finished.chosen == FOR_TRACE
+        if sampling and sampling.takes_next(chosen or None):
             log.info("trace", extra=finished.facts())
             if sampling.spent:
                 with self._changing:
                     self._tell_rates()
 
     def _tell_rates(self) -> None:
+        if not self._changed:
+            return
         on = {name for name, sampling in self._samplings.items() if not sampling.spent}
         rates = {name: int(self.settings(name)["trace_rate"][0]) for name in self._settings}
         self._changed({name: rate if name in on else 0 for name, rate in rates.items()})

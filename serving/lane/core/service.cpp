@@ -225,6 +225,10 @@ Refusal InferService::refuse_unread() {
   return refusal;
 }
 
+const ConnectionSeries& InferService::connection_series() const {
+  return state_->answering->series.connections;
+}
+
 std::size_t InferService::in_flight() const { return state_->answering->in_flight.load(); }
 
 std::size_t InferService::inside() const { return in_flight() + passed_on_.load(); }

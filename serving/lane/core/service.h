@@ -126,12 +126,18 @@ class InferService {
   bool has_room() const;
   // How to refuse a request whatever it asks, where there is no room; counted.
   Refusal refuse_unread();
-  // ModelInfer calls that were passed on are inside, too.
-  void passed_on(int more) { passed_on_ += static_cast<std::size_t>(more); }
+  // Bytes of requests that are still being received, of all connections.
+  std::size_t buffered = 0;
 
-  // From any thread: requests inside that the lane answers itself.
+  // --- of any thread again ---
+
+  // Requests of Python's are inside, too: ModelInfer calls that were passed on, and each request of
+  // a stream.
+  void passed_on(int more) { passed_on_ += static_cast<std::size_t>(more); }
+  const ConnectionSeries& connection_series() const;
+  // Requests inside that the lane answers itself.
   std::size_t in_flight() const;
-  // Those, and ModelInfer calls that were passed on.
+  // Those, and Python's.
   std::size_t inside() const;
   // The server is stopping.
   std::atomic<bool> draining{false};
