@@ -293,14 +293,15 @@ TEST_CASE("All connections together keep no more than is allowed, and small requ
   const std::string framed = frame_prefix(large.size()) + large;
   std::vector<std::int32_t> ids;
   for (auto& member : crowd.members) {
-    ids.push_back(member->client.request(infer_headers(), framed.substr(0, framed.size() / 2), false));
+    const std::string half = framed.substr(0, framed.size() / 2);
+    ids.push_back(member->client.request(infer_headers(), half, false));
     crowd.exchange(*member);
   }
   CHECK(crowd.most > limits.max_buffered_by_all / 2);
   CHECK(crowd.most <= limits.max_buffered_by_all);
   auto& small = crowd.connect();
   CHECK(crowd.answered(small, small.client.infer(times_request({1.0f}))));
-  // In two pieces, and as large as it comes in many.
+  // Also one that is large, once those before are whole.
   const auto parts = small.client.request(infer_headers(), framed.substr(0, 10), false);
   crowd.exchange(small);
   CHECK(!small.client[parts].ended);

@@ -125,7 +125,7 @@ struct Connection::State {
   void consume(Stream& stream, std::size_t bytes);
   void keep(Stream& stream, std::size_t bytes);
   bool memory_is_short() const;
-  bool no_memory_for(const Stream& stream) const;
+  bool no_memory_for(const Stream& stream, std::size_t arrived) const;
   void hold_or_open(Stream& stream, std::size_t bytes);
   void open_window(Stream& stream);
   void forget_body(Stream& stream);
@@ -415,7 +415,7 @@ void Connection::State::body_arrived(Stream& stream, std::string_view bytes) {
     default:
       break;
   }
-  if (no_memory_for(stream)) refuse(stream, service.refuse_unread());
+  if (no_memory_for(stream, bytes.size())) refuse(stream, service.refuse_unread());
 }
 
 void Connection::State::request_ended(Stream& stream) {
@@ -640,13 +640,16 @@ bool Connection::State::memory_is_short() const {
          service.buffered > limits.max_buffered_by_all / 2;
 }
 
-// What is whole will not be kept for long. Who sends little of something large would otherwise
-// have all others refused, and a shut window is no help: each stream has one to begin with.
-bool Connection::State::no_memory_for(const Stream& stream) const {
+// Of several that no memory is left for, whoever comes last is refused, to try again later: windows
+// alone cannot hold many clients back, as each stream begins with one. What is whole goes on at
+// once, and so needs none; what is small must not wait for those who send half of something large.
+bool Connection::State::no_memory_for(const Stream& stream, std::size_t arrived) const {
   if (buffered > limits.max_buffered_bytes) return true;
   if (stream.body.whole()) return false;
-  const std::size_t all = limits.max_buffered_by_all;
-  return service.buffered > (stream.buffered > small_request ? all / 4 * 3 : all);
+  const bool small = stream.buffered <= small_request;
+  const bool begins = stream.buffered - arrived <= small_request;
+  const std::size_t eighths = small ? 8 : begins ? 6 : 7;
+  return service.buffered > limits.max_buffered_by_all / 8 * eighths;
 }
 
 // Bytes of a body that is kept here: the connection's window opens, so that others go on; the

@@ -26,8 +26,8 @@ struct Limits {
   std::size_t max_header_bytes = 16 * 1024;
   std::size_t max_buffered_bytes = 64 * 1024 * 1024;  // of requests that are still being received
   // The same of all connections of the service together: the lane's memory, whoever comes. Beyond
-  // half of it each connection goes on with one request at a time; beyond three quarters, what is
-  // larger than small and not whole is refused, so that small requests find room all the time.
+  // half of it each connection goes on with one request at a time; beyond three quarters no more of
+  // what is not small is begun; the last eighth is left to small requests, which so find room.
   std::size_t max_buffered_by_all = 256 * 1024 * 1024;
   Seconds keepalive_time = 60;             // of silence until a peer is asked whether it lives
   Seconds keepalive_timeout = 20;          // for its answer
