@@ -354,8 +354,8 @@ class ServerConfig:
         default=10000,
         metadata=_about(
             "network",
-            "clients' connections of one process, beyond which new ones are closed at once; over the"
-            " native transport only. Each needs a file descriptor, or two",
+            "clients' connections of one process, beyond which new ones are closed at once; over"
+            " the native transport only. Each needs a file descriptor, or two",
             bounds=(1, 1048576),
         ),
     )

@@ -91,8 +91,8 @@ def add_port(server: grpc.Server, where: str, config: ServerConfig) -> int:
 class Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # none at run time
     """The methods of a service, by their paths; ModelInfer only while there is room for one more.
 
-    Beyond the room, one is refused before it is read, on the thread that heard of it: at about half of
-    what a refusal costs once the request was received.
+    Beyond the room, one is refused before it is read, on the thread that heard of it: at about half
+    of what a refusal costs once the request was received.
     """
 
     def __init__(

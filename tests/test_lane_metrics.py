@@ -89,8 +89,7 @@ def counts(running: Running) -> Counts:
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
         for family in families
-        if family.name.startswith(("inference_", "nv_"))
-        and not family.name.startswith(OF_THE_LANE)
+        if family.name.startswith(("inference_", "nv_")) and not family.name.startswith(OF_THE_LANE)
         for sample in family.samples
         if not sample.name.endswith(OF_TIME) and "duration" not in sample.name
     }

@@ -327,6 +327,26 @@ TEST_CASE("All connections together keep no more than is allowed, and small requ
   CHECK(crowd.serving.service->buffered == 0);
 }
 
+TEST_CASE("What is passed on and not taken counts, and is refused beyond the same limit") {
+  Limits limits;
+  limits.max_buffered_by_all = 1 << 20;
+  Talk talk(limits);
+  talk.log.takes = false;
+  const std::string half(std::size_t{512} << 10, 'x');
+  const auto waits = talk.client.request(other_headers(), half, false);
+  talk.exchange();
+  CHECK(talk.serving.service->buffered == half.size());
+  const auto more = talk.client.request(other_headers(), half, false);
+  talk.exchange();
+  CHECK(talk.got(more).headers.at("grpc-status") == "8");
+  CHECK(talk.log.calls.at(more).reset.has_value());
+  CHECK(!talk.got(waits).ended);
+  CHECK(talk.serving.service->buffered == half.size());
+  const auto small = talk.client.request(other_headers(), "a");
+  talk.exchange();
+  CHECK(talk.log.calls.at(small).ended);
+}
+
 TEST_CASE("What a connection keeps is nobody's when it is gone") {
   Crowd crowd({}, 3);
   for (auto& member : crowd.members) {

@@ -107,6 +107,7 @@ struct Connection::State {
   void refuse(Stream& stream, const Refusal& refusal);
   void refuse_headers(Stream& stream);
   void refuse_large(Stream& stream);
+  void refuse_passed(Stream& stream);
   void refuse_answer(Stream& stream, std::size_t size);
   void answer(Stream& stream, Reply reply);
 
@@ -232,7 +233,9 @@ Connection::State::State(Connection& self, std::uint64_t id, Peer peer, const Li
 
 Connection::State::~State() {
   for (const auto& stream : streams) {
-    if (stream->id != 0) leave(*stream, NGHTTP2_CANCEL);
+    if (stream->id == 0) continue;
+    leave(*stream, NGHTTP2_CANCEL);
+    service.buffered -= stream->unconsumed;
   }
   service.buffered -= buffered;
   up.reset();  // before what it may tell
@@ -305,6 +308,7 @@ void Connection::State::leave(Stream& stream, std::uint32_t error) {
 void Connection::State::release(Stream& stream) {
   forget_body(stream);
   unsent -= stream.unsent;
+  service.buffered -= stream.unconsumed;
   // The windows of bytes that the upstream still has: the stream's own is gone with it.
   if (stream.unconsumed > 0) nghttp2_session_consume_connection(session.get(), stream.unconsumed);
   StreamList::remove(stream);
@@ -400,7 +404,10 @@ void Connection::State::on_data(std::int32_t id, std::string_view bytes) {
   if (stream->role == Stream::Role::body) return body_arrived(*stream, bytes);
   if (stream->role == Stream::Role::passed && !stream->upstream_done) {
     stream->unconsumed += bytes.size();
-    return up->data(id, bytes, false);
+    service.buffered += bytes.size();
+    up->data(id, bytes, false);
+    if (no_memory_for(*stream, bytes.size())) refuse_passed(*stream);
+    return;
   }
   consume(*stream, bytes.size());  // nobody wants it any more
 }
@@ -465,6 +472,14 @@ void Connection::State::refuse_large(Stream& stream) {
                   "SERVER: Received message larger than max (" +
                       std::to_string(stream.body.announced()) + " vs. " +
                       std::to_string(limits.max_message_bytes) + ")"});
+}
+
+// What was passed on waits here, as grpcio does not take it.
+void Connection::State::refuse_passed(Stream& stream) {
+  if (stream.role != Stream::Role::passed) return;  // it failed meanwhile
+  leave(stream, NGHTTP2_CANCEL);
+  if (stream.response_begun) return reset_stream(stream, NGHTTP2_CANCEL);
+  refuse(stream, service.refuse_unread());
 }
 
 // --- answers ------------------------------------------------------------------------------------
@@ -645,9 +660,10 @@ bool Connection::State::memory_is_short() const {
 // once, and so needs none; what is small must not wait for those who send half of something large.
 bool Connection::State::no_memory_for(const Stream& stream, std::size_t arrived) const {
   if (buffered > limits.max_buffered_bytes) return true;
-  if (stream.body.whole()) return false;
-  const bool small = stream.buffered <= small_request;
-  const bool begins = stream.buffered - arrived <= small_request;
+  if (stream.role == Stream::Role::body && stream.body.whole()) return false;
+  const std::size_t kept = stream.buffered + stream.unconsumed;
+  const bool small = kept <= small_request;
+  const bool begins = kept - arrived <= small_request;
   const std::size_t eighths = small ? 8 : begins ? 6 : 7;
   return service.buffered > limits.max_buffered_by_all / 8 * eighths;
 }
@@ -983,6 +999,7 @@ void Connection::upstream_taken(std::int32_t id, std::size_t bytes) {
   bytes -= before;
   bytes = std::min(bytes, stream->unconsumed);
   stream->unconsumed -= bytes;
+  state_->service.buffered -= bytes;
   state_->consume(*stream, bytes);
 }
 
