@@ -12,6 +12,9 @@ from typing import NamedTuple
 
 from serving.batch import Stages
 
+# What the native lane chose a request for; where it chose it for nothing, it says so.
+FOR_LOG, FOR_TRACE = "log", "trace"
+
 # Of a name that a caller chose, which may be as long as a message.
 _LONGEST = 200
 
@@ -19,13 +22,14 @@ log = logging.getLogger(__name__)
 
 
 class Caller(NamedTuple):
-    """Who asked, as the transport knows it; the last three are headers of the call."""
+    """Who asked, as the transport knows it; all but `rpc` and `peer` are headers of the call."""
 
     rpc: str
     peer: str
     request_id: str = ""  # x-request-id
     traceparent: str = ""  # https://www.w3.org/TR/trace-context/
     tracestate: str = ""
+    chosen: str = ""  # of the lane: empty where it left that to whoever observes
 
     @property
     def trace_id(self) -> str:
@@ -61,6 +65,11 @@ class Finished(NamedTuple):
     arrived: float  # time.monotonic
     seconds: float  # from then until the answer was on its way
     timing: Timing | None
+
+    @property
+    def chosen(self) -> str:
+        """`Caller.chosen`."""
+        return self.caller().chosen if self.caller else ""
 
     def facts(self) -> dict[str, object]:
         """For the log; what is empty is left out."""
@@ -104,21 +113,32 @@ class Sampling:
         self._seen = 0
         self._lock = threading.Lock()
 
-    def takes_next(self) -> bool:
-        """Whether the next one is taken."""
+    def takes_next(self, chosen: bool | None = None) -> bool:
+        """Whether the next one is taken; `chosen` where somebody else has counted so far and says
+        whether it is its turn."""
         with self._lock:
-            taken = bool(self._left) and self._seen % self._rate == 0
-            self._seen += 1
+            turn = self._seen % self._rate == 0 if chosen is None else chosen
+            self._seen += chosen is None
+            taken = bool(self._left) and turn
             self._left -= taken and self._left > 0
         return taken
 
+    @property
+    def spent(self) -> bool:
+        """It has taken all that it may."""
+        return self._left == 0
 
-def access_log(every: int) -> Observe:
-    """Logs the first request of so many, at level info."""
+
+def access_log(every: int, *, chosen: bool = False) -> Observe:
+    """Logs the first request of so many, at level info; where some were `chosen` before they came
+    here, by `Caller.chosen`, those and no others of them."""
     sampling = Sampling(every)
 
     def observe(finished: Finished) -> None:
-        if log.isEnabledFor(logging.INFO) and sampling.takes_next():
+        if not log.isEnabledFor(logging.INFO):
+            return
+        what = finished.chosen if chosen else ""
+        if sampling.takes_next(what == FOR_LOG if what else None):
             log.info("request", extra=finished.facts())
 
     return observe

@@ -27,13 +27,14 @@ def deadline_of(context: Any) -> float:
 
 # Metadata of what the native lane passes on; it strips what a client sends under these names.
 PEER_METADATA = "x-digits-peer"
+CHOSEN_METADATA = "x-digits-chosen"  # for what: access.Caller
 _PRIVATE_SOCKET = "unix:"
 
 
 def peer_of(context: Any) -> str:
     """Who calls, as gRPC names peers; the lane's client, where the lane passed the call on."""
     peer: str = context.peer()
-    if not peer.startswith(_PRIVATE_SOCKET):
+    if not _by_the_lane(context):
         return peer
     told = (value for key, value in context.invocation_metadata() if key == PEER_METADATA)
     return next(told, peer)
@@ -48,7 +49,13 @@ def caller_of(rpc: str, context: Any) -> Caller:
         headers.get("x-request-id", ""),
         headers.get("traceparent", ""),
         headers.get("tracestate", ""),
+        headers.get(CHOSEN_METADATA, "") if _by_the_lane(context) else "",
     )
+
+
+def _by_the_lane(context: Any) -> bool:
+    """It passed the call on: what the metadata under its names says can be believed."""
+    return bool(context.peer().startswith(_PRIVATE_SOCKET))
 
 
 def at_most(

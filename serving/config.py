@@ -340,6 +340,36 @@ class ServerConfig:
             bounds=(0, 86400),
         ),
     )
+    max_connection_idle: float = field(
+        default=0.0,
+        metadata=_about(
+            "network",
+            "how long a client's connection may be without a call until it is asked to end; 0 for"
+            " ever",
+            unit="seconds",
+            bounds=(0, 7 * 86400),
+        ),
+    )
+    max_connections: int = field(
+        default=10000,
+        metadata=_about(
+            "network",
+            "clients' connections of one process, beyond which new ones are closed at once; over"
+            " the native transport only. Each needs a file descriptor, or two",
+            bounds=(1, 1048576),
+        ),
+    )
+    stall_timeout: float = field(
+        default=30.0,
+        metadata=_about(
+            "network",
+            "how long a request may stop arriving, or come at less than 500 bytes a second, until"
+            " it is reset; and a client may leave its answers unread, until its connection is"
+            " closed; over the native transport only",
+            unit="seconds",
+            bounds=(1, 3600),
+        ),
+    )
     tls_certificate: Path | None = field(
         default=None,
         metadata=_about(

@@ -126,6 +126,33 @@ class Exported:
         (),
         Merge.LIVE_SUM,
     )
+    connections = gauge(
+        "inference_connections",
+        "Clients' connections open now, in all workers; of the native transport only.",
+        (),
+        Merge.LIVE_SUM,
+    )
+    connections_limit = gauge(
+        "inference_connections_limit",
+        "Connections that may be open, in all workers, before new ones are turned away.",
+        (),
+        Merge.LIVE_SUM,
+    )
+    connections_turned_away = counter(
+        "inference_connections_turned_away_total",
+        "Connections that were closed at once, as there was no room for one more.",
+    )
+    connections_dropped = counter(
+        "inference_connections_dropped_total",
+        "Connections that were closed for what their client did, by why: abuse (too many pings,"
+        " resets or empty frames), keepalive (it did not say that it lives), handshake (none in"
+        " time), stalled (it left its answers unread).",
+        ("reason",),
+    )
+    stalled_requests = counter(
+        "inference_stalled_requests_total",
+        "Requests that were reset as they stopped arriving, or came too slowly.",
+    )
     instances_busy = gauge(
         "inference_instances_busy", "Batches running now, in all workers.", MODEL, Merge.LIVE_SUM
     )

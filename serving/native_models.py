@@ -48,6 +48,9 @@ _PREDICTION_HISTOGRAMS = {
     "ink": (Exported.ink, INK_EDGES),
 }
 
+# Why connections are dropped; the lane has a slot for each.
+_DROPPED = ("abuse", "keepalive", "handshake", "stalled")
+
 Version = tuple[str, str]
 
 log = logging.getLogger("serving.batcher")
@@ -86,6 +89,15 @@ class NativeSeries:
             )
 
         return slots
+
+    def connections(self) -> dict[str, Slots]:
+        """Where the lane counts what becomes of connections, by its names."""
+        return {
+            "open": self.slots(Exported.connections),
+            "turned_away": self.slots(Exported.connections_turned_away),
+            "stalled_requests": self.slots(Exported.stalled_requests),
+            **{why: self.slots(Exported.connections_dropped, why) for why in _DROPPED},
+        }
 
     def of_version(
         self, version: Version, classes: bool, labels: tuple[str, ...]

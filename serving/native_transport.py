@@ -90,6 +90,7 @@ class NativeTransport:
         self._socket = _private_socket(directory)
         self._routing = threading.Lock()
         series = NativeSeries(metrics)
+        metrics.set(Exported.connections_limit, config.max_connections)
         self._server: native.Server = module.Server(
             upstream_path=str(self._socket),
             settings=self._settings(),
@@ -98,6 +99,7 @@ class NativeTransport:
             refusal=series.refusals("", ""),
             request_bytes=series.slots(Exported.request_bytes, "", ""),
             in_flight=series.slots(Exported.in_flight),
+            connections=series.connections(),
             failed=_log_failure,
         )
         self.models = NativeModels(module, self._server, series, config)
@@ -127,9 +129,19 @@ class NativeTransport:
             taken = {k: served.routed for k, served in routes().items() if served.routed}
             self._server.set_routes(taken)
 
-    def observe(self, every: bool) -> None:
-        """Whether each request is to be passed on, where it is logged and traced."""
-        self._server.set_observed(every)
+    def trace(self, rates: Mapping[str, int]) -> None:
+        """One request in so many of each model is to be passed on, where it is traced; 0 is none.
+        Under the empty name: of models that are not named."""
+        self._server.set_trace_rates(rates)
+
+    @property
+    def in_flight(self) -> int:
+        """Requests inside that the lane answers itself."""
+        return self._server.in_flight
+
+    def passed_on(self, more: int) -> None:
+        """So many more requests are inside, of which the lane would not know: those of streams."""
+        self._server.passed_on(more)
 
     def drain(self) -> None:
         """Listen no more, refuse what is new, and ask clients to go elsewhere."""
@@ -154,6 +166,10 @@ class NativeTransport:
             "keepalive_timeout": KEEPALIVE[1] / 1e3,
             "max_age": config.max_connection_age,
             "max_age_grace": config.drain_timeout,
+            "max_connections": config.max_connections,
+            "idle_timeout": config.max_connection_idle,
+            "stall_timeout": config.stall_timeout,
+            "log_every": config.access_log,
             "traces_observed": bool(config.otlp_endpoint),
         }
 

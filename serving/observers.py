@@ -30,7 +30,9 @@ def spans_class() -> type[Spans]:
     return Spans
 
 
-def observers(config: ServerConfig, spans: Spans | None) -> tuple[Observe, ...]:
-    """All that the configuration asks for."""
-    log_some = (access_log(config.access_log),) if config.access_log else ()
+def observers(
+    config: ServerConfig, spans: Spans | None, *, chosen: bool = False
+) -> tuple[Observe, ...]:
+    """All that the configuration asks for; `chosen` where the native lane says what is logged."""
+    log_some = (access_log(config.access_log, chosen=chosen),) if config.access_log else ()
     return (*log_some, spans.record) if spans else log_some

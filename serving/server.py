@@ -40,6 +40,7 @@ from serving.observers import observers, spans
 from serving.prediction_ids import Signer, feedback_keys
 from serving.probe import Prober
 from serving.registry import ModelRegistry, ServedModel
+from serving.room import Room
 from serving.scrapes import MetricsServer
 from serving.servicer import SERVICE, InferenceServicer, handlers
 from serving.tls import tls_files
@@ -95,8 +96,7 @@ class InferenceServer:
         self.registry = ModelRegistry(self._model_changed)
         self._prober = Prober(self.registry, config.probe_interval)
         self.control = ModelControl(config, self.registry, self._load, self._metrics)
-        tracer = Tracer(self._traced)
-        self._traced(tracer.active)
+        tracer = Tracer(self._lane.trace if self._lane else None)
         self.admin = ProcessAdmin(self.control, tracer)
         signer = Signer(keys)
         self._feedback = _feedback(config, counters, signer, self._metrics)
@@ -107,7 +107,7 @@ class InferenceServer:
             tracer,
             signer if config.prediction_ids else None,
             config.priority_levels,
-            observers(config, self._spans),
+            observers(config, self._spans, chosen=self._lane is not None),
         )
         self._grpc = grpc_server(config, private=self._lane is not None)
         self._add_services(self._servicer(admin_of(self.admin), tracer))
@@ -234,11 +234,6 @@ class InferenceServer:
             self.report_readiness()
         self._prober.wake()
 
-    def _traced(self, active: bool) -> None:
-        """What is logged and traced goes by Python."""
-        if self._lane:
-            self._lane.observe(active or bool(self._config.access_log))
-
     def _servicer(self, admin: Admin, tracer: Tracer) -> InferenceServicer:
         return InferenceServicer(
             self.registry,
@@ -251,7 +246,7 @@ class InferenceServer:
         )
 
     def _add_services(self, servicer: InferenceServicer) -> None:
-        room = self._config.room
+        room = Room(self.service, self._config.room, self._lane)
         self._handlers = Handlers(self.service, handlers(servicer), room)
         self._grpc.add_generic_rpc_handlers((self._handlers,))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)

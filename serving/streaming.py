@@ -13,6 +13,7 @@ from serving.calls import MethodHandler, at_most, caller_of, deadline_of
 from serving.inference import CallerOf, InferenceService
 from serving.pb import inference_pb2 as pb
 from serving.replies import Refusal, Reply
+from serving.room import Room
 
 # Streams that may be open at the same time; each takes two threads.
 MAX_STREAMS = 128
@@ -20,14 +21,14 @@ MAX_STREAMS = 128
 STREAM_WINDOW = 128
 
 
-def stream_handler(service: InferenceService, limit: int) -> MethodHandler:
+def stream_handler(service: InferenceService, room: Room) -> MethodHandler:
     """The handler of ModelStreamInfer: answers as they come, errors as messages of their own.
 
-    `limit` is how many requests may be inside the server; beyond, they are refused.
+    Requests beyond the room are refused.
     """
 
     def answers(messages: Iterator[bytes], context: Any) -> Iterator[bytes]:
-        return _Stream(service, limit, messages, context).answers()
+        return _Stream(service, room, messages, context).answers()
 
     return grpc.stream_stream_rpc_method_handler(at_most(MAX_STREAMS, answers, "stream"))
 
@@ -36,10 +37,10 @@ class _Stream:
     """One stream: a thread reads requests and submits them, the caller's takes the answers."""
 
     def __init__(
-        self, service: InferenceService, limit: int, messages: Iterator[bytes], context: Any
+        self, service: InferenceService, room: Room, messages: Iterator[bytes], context: Any
     ) -> None:
         self._service = service
-        self._limit = limit
+        self._room = room
         self._messages = messages
         self._deadline = deadline_of(context)
         who = caller_of("ModelStreamInfer", context)  # one for all of the stream's requests
@@ -72,7 +73,7 @@ class _Stream:
                 if self._over:
                     break
                 self._submitted = number + 1
-                if self._service.draining or self._service.in_flight >= self._limit:
+                if self._service.draining or self._room.full():
                     self._answers.put(self._service.refuse_unread(message, self._caller))
                 else:
                     self._submit(number, message)
@@ -83,12 +84,14 @@ class _Stream:
 
     def _submit(self, number: int, message: bytes) -> None:
         def respond(outcome: Reply | Refusal) -> None:
+            self._room.streamed(-1)
             with self._lock:
                 self._cancels.pop(number, None)
             self._answers.put(outcome)
 
         with self._lock:
             self._cancels[number] = _nothing
+        self._room.streamed(1)
         cancel = self._service.submit(message, self._deadline, respond, self._caller)
         with self._lock:
             if number in self._cancels:

@@ -11,7 +11,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 
-from serving.access import Finished, Sampling
+from serving.access import FOR_TRACE, Finished, Sampling
 from serving.errors import InvalidInput
 
 OFF, TIMESTAMPS = "OFF", "TIMESTAMPS"
@@ -25,10 +25,12 @@ log = logging.getLogger(__name__)
 class Tracer:
     """Decides which requests are traced. `active` is false where none can be: it costs nothing.
 
-    `changed` is told whenever settings have changed, under a lock.
+    `changed` is of who chooses requests before they come here. It is told one request in how many
+    is traced, of each model that has settings of its own and, under the empty name, of all others;
+    0 is none. Whenever that has changed, under a lock.
     """
 
-    def __init__(self, changed: Callable[[bool], None] = lambda active: None) -> None:
+    def __init__(self, changed: Callable[[Mapping[str, int]], None] | None = None) -> None:
         self.active = False
         self._changed = changed
         self._settings: dict[str, Settings] = {"": dict(_DEFAULTS)}
@@ -58,15 +60,26 @@ class Tracer:
                 if TIMESTAMPS in (now := self.settings(name))["trace_level"]
             }
             self.active = bool(self._samplings)
-            self._changed(self.active)
+            self._tell_rates()
 
     def record(self, finished: Finished) -> None:
         """Log a request that was answered, if it is one of those to trace."""
         if finished.timing is None:
             return
         sampling = self._samplings.get(finished.model if finished.model in self._settings else "")
-        if sampling and sampling.takes_next():
+        chosen = bool(self._changed) and finished.chosen == FOR_TRACE
+        if sampling and sampling.takes_next(chosen or None):
             log.info("trace", extra=finished.facts())
+            if sampling.spent:
+                with self._changing:
+                    self._tell_rates()
+
+    def _tell_rates(self) -> None:
+        if not self._changed:
+            return
+        on = {name for name, sampling in self._samplings.items() if not sampling.spent}
+        rates = {name: int(self.settings(name)["trace_rate"][0]) for name in self._settings}
+        self._changed({name: rate if name in on else 0 for name, rate in rates.items()})
 
 
 def _check(name: str, values: tuple[str, ...]) -> None:

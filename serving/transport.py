@@ -23,6 +23,7 @@ from serving.config import ServerConfig
 from serving.inference import InferenceService
 from serving.receiving import ReceivingPool
 from serving.replies import Refusal, Reply
+from serving.room import Room
 from serving.servicer import SERVICE
 from serving.streaming import stream_handler
 from serving.tls import tls_files
@@ -52,7 +53,11 @@ def grpc_server(config: ServerConfig, *, private: bool = False) -> grpc.Server:
     A `private` one is behind the native lane, which has its clients' connections end in time: its
     own to grpcio end with those, and not before, as calls in flight would then keep new ones out.
     """
-    ageing = [("grpc.max_connection_age_ms", round(config.max_connection_age * 1000))]
+    limits = {
+        "grpc.max_connection_age_ms": round(config.max_connection_age * 1000),
+        "grpc.max_connection_idle_ms": round(config.max_connection_idle * 1000),
+    }
+    ending = [] if private else [(name, limit) for name, limit in limits.items() if limit]
     return grpc.server(
         ReceivingPool(*THREADS, name="rpc"),
         options=[
@@ -64,7 +69,7 @@ def grpc_server(config: ServerConfig, *, private: bool = False) -> grpc.Server:
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),  # clients may ask, too
             ("grpc.max_receive_message_length", config.max_message_bytes),
             ("grpc.max_send_message_length", config.max_message_bytes),
-            *(ageing if config.max_connection_age and not private else []),
+            *ending,
         ],
     )
 
@@ -86,28 +91,26 @@ def add_port(server: grpc.Server, where: str, config: ServerConfig) -> int:
 class Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # none at run time
     """The methods of a service, by their paths; ModelInfer only while there is room for one more.
 
-    `limit` is how many ModelInfer requests may be inside, waiting or running.
-    Beyond, one is refused before it is read, on the thread that heard of it: at about half of
-    what a refusal costs once the request was received.
+    Beyond the room, one is refused before it is read, on the thread that heard of it: at about half
+    of what a refusal costs once the request was received.
     """
 
     def __init__(
-        self, service: InferenceService, others: Mapping[str, MethodHandler], limit: int
+        self, service: InferenceService, others: Mapping[str, MethodHandler], room: Room
     ) -> None:
-        self._service = service
-        self._limit = limit
+        self._room = room
         self._pool = receiving_pool()
         self._infer = infer_handler(service, self._pool)
         self._refuse = _refuse_handler(service)
-        methods = {**others, "ModelStreamInfer": stream_handler(service, limit)}
+        methods = {**others, "ModelStreamInfer": stream_handler(service, room)}
         self._others = {f"/{SERVICE.full_name}/{name}": each for name, each in methods.items()}
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> MethodHandler | None:
         """The handler of one call; None is UNIMPLEMENTED."""
         if handler_call_details.method != _INFER:
             return self._others.get(handler_call_details.method)
-        inside = self._service.in_flight + self._pool.waiting
-        return self._refuse if inside >= self._limit or self._pool.full else self._infer
+        full = self._room.full(self._pool.waiting) or self._pool.full
+        return self._refuse if full else self._infer
 
     @property
     def receiving(self) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import socket
 import struct
 import threading
+import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from pathlib import Path
 
 import grpc
 import pytest
-from conftest import PATIENCE, Digits, Running, publish_classifier
+from conftest import PATIENCE, Digits, Running, publish_classifier, until
+from prometheus_client.parser import text_string_to_metric_families
 
 from serving.pb import inference_pb2 as pb
 
@@ -168,6 +170,10 @@ def either(
 
 @pytest.fixture
 def message(digits: Digits) -> bytes:
+    return infer_message(digits)
+
+
+def infer_message(digits: Digits) -> bytes:
     array = digits.images[:1]
     request = pb.ModelInferRequest(model_name="classifier", raw_input_contents=[array.tobytes()])
     request.inputs.add(name="images", datatype="UINT8", shape=array.shape)
@@ -317,6 +323,91 @@ def test_requests_that_never_end_hold_up_nobody(lane: Running, message: bytes) -
         peer.send(frame(DATA, END_STREAM, 1001, framed(message)))
         assert peer.answer(1001)[-1].ends_stream
         assert lane.server.inference.wait_until_idle(PATIENCE)
+
+
+def counted(running: Running, name: str, **labels: str) -> float:
+    with urllib.request.urlopen(running.metrics_url, timeout=PATIENCE) as page:
+        families = text_string_to_metric_families(page.read().decode())
+    samples = (each for family in families for each in family.samples)
+    (found,) = (s.value for s in samples if s.name == f"inference_{name}" and s.labels == labels)
+    return found
+
+
+def test_a_request_that_comes_in_drops_is_reset(
+    tmp_path: Path, serve: Serve, digits: Digits, message: bytes
+) -> None:
+    publish_classifier(tmp_path, digits)
+    over = threading.Event()
+
+    def drip(peer: Peer) -> None:
+        while not over.wait(0.05):
+            peer.flood(frame(DATA, 0, 1, b"x"), 1)
+
+    with serve(tmp_path, transport="native", stall_timeout=1.0) as running, Peer(running) as peer:
+        peer.send(frame(HEADERS, END_HEADERS, 1, block(INFER)))
+        peer.send(frame(DATA, 0, 1, struct.pack("!BI", 0, 1 << 20)))
+        dripping = threading.Thread(target=drip, args=(peer,))
+        dripping.start()
+        with others_are_served(running, message):
+            last = peer.answer(1)[-1]
+        over.set()
+        dripping.join()
+        assert (last.kind, last.error) == (RST_STREAM, CANCEL)
+        assert counted(running, "stalled_requests_total") == 1
+
+
+def test_no_more_connections_are_open_than_may_be(
+    tmp_path: Path, serve: Serve, digits: Digits
+) -> None:
+    publish_classifier(tmp_path, digits)
+    with serve(tmp_path, transport="native", max_connections=2) as running:
+        with Peer(running) as first, Peer(running) as second:
+            for peer in (first, second):
+                assert next(peer.frames()).kind == SETTINGS
+            with Peer(running) as third:
+                assert list(third.frames()) == []  # and the other side closes
+            assert counted(running, "connections") == 2
+            assert counted(running, "connections_limit") == 2
+            assert counted(running, "connections_turned_away_total") == 1
+        until(lambda: counted(running, "connections") == 0)
+        with Peer(running) as again:
+            assert next(again.frames()).kind == SETTINGS
+
+
+def test_why_connections_were_dropped_is_counted(
+    tmp_path: Path, serve: Serve, digits: Digits
+) -> None:
+    publish_classifier(tmp_path, digits)
+    with serve(tmp_path, transport="native", stall_timeout=1.0) as running:
+        with Peer(running) as peer:
+            peer.flood(frame(SETTINGS, 0, 0) * 100, 100)
+            for _ in peer.frames():
+                pass
+        dropped = "connections_dropped_total"
+        assert counted(running, dropped, reason="abuse") == 1
+        assert counted(running, dropped, reason="stalled") == 0
+        no_window = struct.pack("!HI", INITIAL_WINDOW_SIZE, 0)
+        with Peer(running, no_window) as peer:
+            peer.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, block(READY)))
+            peer.send(frame(HEADERS, END_HEADERS, 3, block(INFER)))
+            peer.send(frame(DATA, END_STREAM, 3, framed(infer_message(digits))))
+            for _ in peer.frames():
+                pass
+        assert counted(running, dropped, reason="abuse") == 1
+        assert counted(running, dropped, reason="stalled") == 1
+
+
+@pytest.mark.parametrize("transport", ["grpcio", "native"])
+def test_a_connection_without_calls_is_asked_to_end(
+    tmp_path: Path, serve: Serve, digits: Digits, transport: str
+) -> None:
+    publish_classifier(tmp_path, digits)
+    with (
+        serve(tmp_path, transport=transport, max_connection_idle=0.5) as running,
+        Peer(running) as peer,
+    ):
+        peer.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, block(READY)))
+        assert struct.unpack_from("!I", peer.last_goaway().payload) == (1,)
 
 
 def test_a_server_that_stops_tells_its_clients_and_closes(

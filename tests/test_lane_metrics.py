@@ -24,6 +24,7 @@ pytestmark = pytest.mark.lane
 Serve = Callable[..., AbstractContextManager[Running]]
 Counts = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 # Gauges and sums that the clock or chance decides; what is counted in them has series of its own.
+OF_THE_LANE = ("inference_connections", "inference_stalled")
 OF_TIME = ("_seconds", "_seconds_sum", "_seconds_bucket", "_created")
 
 
@@ -88,7 +89,7 @@ def counts(running: Running) -> Counts:
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
         for family in families
-        if family.name.startswith(("inference_", "nv_"))
+        if family.name.startswith(("inference_", "nv_")) and not family.name.startswith(OF_THE_LANE)
         for sample in family.samples
         if not sample.name.endswith(OF_TIME) and "duration" not in sample.name
     }

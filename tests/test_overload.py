@@ -126,6 +126,38 @@ def test_the_room_is_one_whichever_way_requests_come(
     assert 1 < fullest <= 3 + (RECEIVING_THREADS if transport == "grpcio" else 0)
 
 
+def test_requests_of_streams_and_calls_share_the_room(
+    serve: Serve, repository: Path, digits: Digits, transport: str
+) -> None:
+    options: dict[str, Any] = {"max_batch_size": 8, "max_queue_delay": LIFETIME, "max_in_flight": 3}
+
+    def inside(number: int) -> None:
+        until(lambda: count(own, "in_flight_requests") == number)
+
+    def streamed() -> Any:
+        return own.stub.ModelStreamInfer(iter([images(digits, 1)]), timeout=LIFETIME)
+
+    with serve(repository, transport=transport, drain_timeout=0.1, **options) as own:
+        calls = send(own, *[images(digits, 1)] * 3)
+        inside(3)
+        assert next(iter(streamed())).error_message == "the server is overloaded"
+        for call in calls:
+            call.cancel()
+        inside(0)
+        streams = [streamed() for _ in range(3)]
+        inside(3)
+        refused = own.stub.ModelInfer.future(images(digits, 1), timeout=LIFETIME)
+        assert (refused.code(), refused.details()) == (
+            CODE.RESOURCE_EXHAUSTED,
+            "the server is overloaded",
+        )
+        streams[0].cancel()
+        inside(2)
+        (last,) = send(own, images(digits, 6))
+        assert last.code() is CODE.OK  # it fills the batch
+        assert [len(list(each)) for each in streams[1:]] == [1, 1]
+
+
 def test_priority_1_goes_first(serve: Serve, models: Path, transport: str) -> None:
     with serve(models, transport=transport, max_batch_size=1) as own:
         low = send(own, *[slow_request() for _ in range(10)])

@@ -27,6 +27,7 @@ from conftest import (
     LIFETIME,
     PATIENCE,
     ROOT,
+    TRANSPORT,
     Digits,
     Process,
     publish_classifier,
@@ -199,6 +200,9 @@ def test_the_gauges_of_load_are_those_of_all_workers_and_end_at_zero(workers: Wo
         assert workers.metric("inference_request_bytes_total", **times) >= read
     assert workers.metric("inference_in_flight_limit_requests") == 2 * (256 + 64)
     assert workers.metric("inference_queue_limit_requests", **times) == 2 * 256
+    if TRANSPORT == "native":
+        assert workers.metric("inference_connections_limit") == 2 * 10_000
+        until(lambda: workers.metric("inference_connections") == 0)
     assert workers.metric("inference_instances", **times) == 2
     assert workers.metric("inference_model_info", **times, device="cpu") == 1
     names = ("in_flight_requests", "pending_requests", "instances_busy")

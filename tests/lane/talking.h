@@ -78,6 +78,11 @@ struct Talk {
         now);
   }
 
+  ~Talk() {
+    connection.reset();
+    CHECK(serving.service->buffered == 0);
+  }
+
   // What the client has to say reaches the connection.
   bool tell(const std::string& bytes) {
     return connection->receive(reinterpret_cast<const std::uint8_t*>(bytes.data()), bytes.size(),

@@ -202,6 +202,7 @@ TEST_CASE("Other calls are passed on with all their headers, and who called") {
   headers = with(headers, "x-digits-peer", "unix:forged");
   headers = with(headers, "x-digits-peer-identity", "CN=root");
   headers = with(headers, "x-digits-peer-more", "forged");
+  headers = with(headers, "x-digits-chosen", "log");
   const auto id = talk.client.request(headers, framed("hello"));
   talk.exchange();
   const PassedOn& call = talk.log.calls.at(id);
@@ -214,7 +215,8 @@ TEST_CASE("Other calls are passed on with all their headers, and who called") {
   CHECK(call.header("x-digits-peer") == "ipv4:10.0.0.9:5000");
   CHECK(call.header("x-digits-peer-identity") == "CN=ada, O=a%25b");
   CHECK(call.header("x-digits-peer-more") == "(none)");
-  CHECK(call.headers.size() == headers.size() - 1);
+  CHECK(call.header("x-digits-chosen") == "(none)");
+  CHECK(call.headers.size() == headers.size() - 2);
   CHECK(call.body == framed("hello"));
   CHECK(call.ended);
 }

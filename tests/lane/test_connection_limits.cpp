@@ -2,7 +2,9 @@
 // without it, and one in which nobody is harmed that keeps to it.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <limits>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -187,16 +189,173 @@ TEST_CASE("A connection without calls ends after the idle time, and none with a 
 
 TEST_CASE("A request that does not go on is reset, and one that does is not") {
   Talk talk;
-  const auto slow = talk.client.request(infer_headers(), frame_prefix(100) + "a", false);
-  const auto stuck = talk.client.request(infer_headers(), frame_prefix(100) + "a", false);
+  const std::string begun = frame_prefix(1'000'000) + "a";
+  const auto slow = talk.client.request(infer_headers(), begun, false);
+  const auto stuck = talk.client.request(infer_headers(), begun, false);
   talk.exchange();
   for (int i = 0; i < 4; ++i) {
     talk.pass(20);
-    talk.client.go_on(slow, "b", false);
+    talk.client.go_on(slow, std::string(10'000, 'b'), false);
     talk.exchange();
   }
   CHECK(talk.got(stuck).reset == NGHTTP2_CANCEL);
   CHECK(!talk.got(slow).reset);
+}
+
+TEST_CASE("A request that comes in drops is reset, also among others that go on") {
+  Talk talk;
+  const std::string begun = frame_prefix(1'000'000) + "a";
+  const auto drops = talk.client.request(infer_headers(), begun, false);
+  const auto almost = talk.client.request(infer_headers(), begun, false);
+  const auto enough = talk.client.request(infer_headers(), begun, false);
+  talk.exchange();
+  const auto goes_on = [&](std::int32_t id, const std::string& bytes) {
+    if (!talk.got(id).reset) talk.client.go_on(id, bytes, false);
+  };
+  const auto seconds = [&](int count) {
+    for (int i = 0; i < count; ++i) {
+      talk.pass(1);
+      goes_on(drops, "b");
+      goes_on(almost, std::string(400, 'b'));  // a fifth too little
+      goes_on(enough, std::string(501, 'b'));
+      talk.exchange();
+    }
+  };
+  seconds(29);
+  CHECK(!talk.got(drops).reset);
+  seconds(3);
+  CHECK(talk.got(drops).reset == NGHTTP2_CANCEL);
+  seconds(110);
+  CHECK(!talk.got(almost).reset);
+  seconds(15);
+  CHECK(talk.got(almost).reset == NGHTTP2_CANCEL);
+  seconds(300);
+  CHECK(!talk.got(enough).reset);
+}
+
+namespace {
+
+// Many connections of one service; each client has begun a request.
+struct Crowd {
+  Crowd(const Limits& limits, int count) : limits(limits) {
+    for (int i = 0; i < count; ++i) connect();
+  }
+
+  struct Member {
+    Http2Client client;
+    std::unique_ptr<Connection> connection;
+  };
+  Member& connect() {
+    auto member = std::make_unique<Member>();
+    member->connection = std::make_unique<Connection>(
+        members.size(), Peer{"ipv4:10.0.0.9:5000", ""}, limits, *serving.service, nullptr, 1000);
+    members.push_back(std::move(member));
+    return *members.back();
+  }
+  // What both have to say.
+  void exchange(Member& member) {
+    for (int quiet = 0; quiet < 2;) {
+      const std::string up = member.client.output();
+      const auto* data = reinterpret_cast<const std::uint8_t*>(up.data());
+      // In pieces, as a socket is read.
+      for (std::size_t at = 0; at < up.size(); at += 65536)
+        member.connection->receive(data + at, std::min<std::size_t>(65536, up.size() - at), 1000);
+      std::string down;
+      member.connection->send(down, std::size_t{1} << 30);
+      member.client.input(down);
+      quiet = up.empty() && down.empty() ? quiet + 1 : 0;
+      most = std::max(most, serving.service->buffered);
+    }
+    serving.service->wake();
+  }
+  bool answered(Member& member, std::int32_t id) {
+    exchange(member);
+    if (member.client[id].ended) return !member.client[id].headers.count("grpc-status");
+    Finished finished = serving.outbox->take();
+    member.connection->finish(id, std::move(finished.result));
+    exchange(member);
+    return member.client[id].trailers.at("grpc-status") == "0";
+  }
+
+  const Limits limits;
+  Serving serving{100000};
+  std::size_t most = 0;  // bytes that were kept at once
+  std::vector<std::unique_ptr<Member>> members;
+};
+
+}  // namespace
+
+TEST_CASE("All connections together keep no more than is allowed, and small requests find room") {
+  Limits limits;
+  limits.max_buffered_by_all = 8 << 20;
+  Crowd crowd(limits, 100);
+  const std::string large = times_request(std::vector<float>(100'000, 1.0f));
+  const std::string framed = frame_prefix(large.size()) + large;
+  std::vector<std::int32_t> ids;
+  for (auto& member : crowd.members) {
+    const std::string half = framed.substr(0, framed.size() / 2);
+    ids.push_back(member->client.request(infer_headers(), half, false));
+    crowd.exchange(*member);
+  }
+  CHECK(crowd.most > limits.max_buffered_by_all / 2);
+  CHECK(crowd.most <= limits.max_buffered_by_all);
+  auto& small = crowd.connect();
+  CHECK(crowd.answered(small, small.client.infer(times_request({1.0f}))));
+  // Also one that is large, once those before are whole.
+  const auto parts = small.client.request(infer_headers(), framed.substr(0, 10), false);
+  crowd.exchange(small);
+  CHECK(!small.client[parts].ended);
+  int completed = 0;
+  int refused = 0;
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    auto& member = *crowd.members[i];
+    if (member.client[ids[i]].ended) {
+      CHECK(member.client[ids[i]].headers.at("grpc-status") == "8");
+      CHECK(member.client[ids[i]].headers.count("grpc-retry-pushback-ms") == 1);
+      ++refused;
+      continue;
+    }
+    member.client.go_on(ids[i], framed.substr(framed.size() / 2));
+    CHECK(crowd.answered(member, ids[i]));
+    ++completed;
+  }
+  CHECK(completed >= 20);
+  CHECK(refused + completed == 100);
+  CHECK(crowd.most <= limits.max_buffered_by_all);
+  small.client.go_on(parts, framed.substr(10));  // there is room again
+  CHECK(crowd.answered(small, parts));
+  CHECK(crowd.serving.service->buffered == 0);
+}
+
+TEST_CASE("What is passed on and not taken counts, and is refused beyond the same limit") {
+  Limits limits;
+  limits.max_buffered_by_all = 1 << 20;
+  Talk talk(limits);
+  talk.log.takes = false;
+  const std::string half(std::size_t{512} << 10, 'x');
+  const auto waits = talk.client.request(other_headers(), half, false);
+  talk.exchange();
+  CHECK(talk.serving.service->buffered == half.size());
+  const auto more = talk.client.request(other_headers(), half, false);
+  talk.exchange();
+  CHECK(talk.got(more).headers.at("grpc-status") == "8");
+  CHECK(talk.log.calls.at(more).reset.has_value());
+  CHECK(!talk.got(waits).ended);
+  CHECK(talk.serving.service->buffered == half.size());
+  const auto small = talk.client.request(other_headers(), "a");
+  talk.exchange();
+  CHECK(talk.log.calls.at(small).ended);
+}
+
+TEST_CASE("What a connection keeps is nobody's when it is gone") {
+  Crowd crowd({}, 3);
+  for (auto& member : crowd.members) {
+    member->client.request(infer_headers(), frame_prefix(1000) + std::string(500, 'x'), false);
+    crowd.exchange(*member);
+  }
+  CHECK(crowd.serving.service->buffered == 3 * 505);
+  crowd.members.clear();
+  CHECK(crowd.serving.service->buffered == 0);
 }
 
 TEST_CASE("A ModelInfer call that is passed on does not stall either, but streams may be silent") {

@@ -244,7 +244,8 @@ struct World {
       const std::lock_guard<std::mutex> guard(lock);
       faults.push_back(fault);
     };
-    const ServiceSeries series{board->refusals(""), board->slots("bytes"), board->slots("inside")};
+    const ServiceSeries series{board->refusals(""), board->slots("bytes"), board->slots("inside"),
+                               {}};
     service = std::make_unique<InferService>(service_options, outbox,
                                              std::make_shared<const Signer>(kKey), series);
     options = given;
@@ -374,12 +375,24 @@ TEST_CASE("what the lane does not answer itself is passed on as it came") {
   CHECK(world.service->in_flight() == 0);
 }
 
-TEST_CASE("every request is passed on while somebody observes them") {
+TEST_CASE("one request in so many of a model is passed on to be traced, and all others are taken") {
   World world;
-  world.service->observed = true;
-  CHECK(world.ask().what == Submitted::What::pass_on);
-  world.service->observed = false;
-  CHECK(world.ask().what == Submitted::What::taken);
+  const auto traced = [&] {
+    const Submitted submitted = world.ask();
+    const bool passed_on = submitted.what == Submitted::What::pass_on;
+    CHECK(submitted.traced == passed_on);
+    return passed_on;
+  };
+  world.service->set_trace_rates({{"", 3}});
+  CHECK(traced());
+  CHECK(!traced());
+  CHECK(!traced());
+  CHECK(traced());
+  world.service->set_trace_rates({{"", 1}, {"other", 0}});
+  CHECK(traced());
+  CHECK(traced());
+  world.service->set_trace_rates({{"", 0}});
+  CHECK(!traced());
 }
 
 TEST_CASE("a version can be asked for by its number") {

@@ -115,10 +115,17 @@ std::shared_ptr<ModelCounters> counters_of_python(const py::dict& slots, const p
   return std::make_shared<ModelCounters>(std::move(series));
 }
 
-ServiceSeries service_series(py::object refusal, py::object request_bytes, py::object in_flight) {
+ServiceSeries service_series(py::object refusal, py::object request_bytes, py::object in_flight,
+                             const py::dict& connections) {
   const Views views = new_views();
+  const auto one = [&](const char* name) { return slots_of(views, connections[name]); };
   return {refusals(views, shared_of_python<py::object>(std::move(refusal))),
-          slots_of(views, request_bytes), slots_of(views, in_flight)};
+          slots_of(views, request_bytes),
+          slots_of(views, in_flight),
+          {one("open"),
+           one("turned_away"),
+           {one("abuse"), one("keepalive"), one("handshake"), one("stalled")},
+           one("stalled_requests")}};
 }
 
 }  // namespace lane

@@ -22,7 +22,8 @@ std::shared_ptr<ModelCounters> counters_of_python(const pybind11::dict& slots,
                                                   pybind11::object refusal,
                                                   pybind11::object batches);
 
+// `connections` by the names of ConnectionSeries and Dropped, and likewise.
 ServiceSeries service_series(pybind11::object refusal, pybind11::object request_bytes,
-                             pybind11::object in_flight);
+                             pybind11::object in_flight, const pybind11::dict& connections);
 
 }  // namespace lane

@@ -3,6 +3,7 @@
 #include <pybind11/functional.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <optional>
@@ -56,6 +57,11 @@ Limits limits_of(const Settings& settings) {
   limits.keepalive_timeout = settings.at("keepalive_timeout");
   limits.max_age = settings.at("max_age");
   limits.max_age_grace = settings.at("max_age_grace");
+  limits.idle_timeout = settings.at("idle_timeout");
+  limits.stall_timeout = settings.at("stall_timeout");
+  // Whatever the largest message is, one that is received leaves room for others.
+  limits.max_buffered_bytes = std::max(limits.max_buffered_bytes, 2 * limits.max_message_bytes);
+  limits.max_buffered_by_all = std::max(limits.max_buffered_by_all, 4 * limits.max_message_bytes);
   return limits;
 }
 
@@ -65,10 +71,11 @@ class PythonServer {
   PythonServer(std::string upstream_path, Settings settings,
                std::optional<std::tuple<std::string, std::string, std::string>> tls,
                std::optional<py::bytes> key, py::object refusal, py::object request_bytes,
-               py::object in_flight, py::object failed)
+               py::object in_flight, const py::dict& connections, py::object failed)
       : settings_(std::move(settings)), outbox_(make_outbox()) {
     options_.upstream_path = std::move(upstream_path);
     options_.limits = limits_of(settings_);
+    options_.max_connections = static_cast<std::size_t>(settings_.at("max_connections"));
     if (tls) {
       const auto& [certificate, private_key, client_ca] = *tls;
       options_.tls = TlsOptions{certificate, private_key, client_ca};
@@ -77,11 +84,13 @@ class PythonServer {
     service.room = static_cast<std::size_t>(settings_.at("room"));
     service.priority_levels = static_cast<int>(settings_.at("priority_levels"));
     service.prediction_ids = key.has_value();
+    service.log_every = static_cast<std::uint64_t>(settings_.at("log_every"));
     service.failed = fault_logger(std::move(failed));
     auto signer = key ? std::make_shared<const Signer>(std::string(*key)) : nullptr;
     service_ = std::make_shared<InferService>(
         std::move(service), as_outbox(outbox_), std::move(signer),
-        service_series(std::move(refusal), std::move(request_bytes), std::move(in_flight)));
+        service_series(std::move(refusal), std::move(request_bytes), std::move(in_flight),
+                       connections));
     service_->traces_observed = settings_.at("traces_observed") != 0;
   }
 
@@ -104,7 +113,14 @@ class PythonServer {
     service_->set_routes(std::move(routes));
   }
 
-  void set_observed(bool every) { service_->observed = every; }
+  void set_trace_rates(const std::map<std::string, std::uint64_t>& rates) {
+    const WithoutPython others_run;
+    service_->set_trace_rates(rates);
+  }
+
+  void passed_on(int more) { service_->passed_on(more); }
+
+  std::size_t in_flight() const { return service_->in_flight(); }
 
   void drain() {
     const WithoutPython others_run;
@@ -143,14 +159,17 @@ void bind_server(py::module_& module) {
   py::class_<PythonServer>(module, "Server")
       .def(py::init<std::string, Settings,
                     std::optional<std::tuple<std::string, std::string, std::string>>,
-                    std::optional<py::bytes>, py::object, py::object, py::object, py::object>(),
+                    std::optional<py::bytes>, py::object, py::object, py::object,
+                    const py::dict&, py::object>(),
            py::kw_only(), py::arg("upstream_path"), py::arg("settings"), py::arg("tls"),
            py::arg("key"), py::arg("refusal"), py::arg("request_bytes"), py::arg("in_flight"),
-           py::arg("failed"))
+           py::arg("connections"), py::arg("failed"))
       .def("observer", &PythonServer::observer, py::arg("counters"), py::arg("warn"))
       .def("start", &PythonServer::start, py::arg("listeners"))
       .def("set_routes", &PythonServer::set_routes, py::arg("routes"))
-      .def("set_observed", &PythonServer::set_observed, py::arg("every"))
+      .def("set_trace_rates", &PythonServer::set_trace_rates, py::arg("rates"))
+      .def("passed_on", &PythonServer::passed_on, py::arg("more"))
+      .def_property_readonly("in_flight", &PythonServer::in_flight)
       .def("drain", &PythonServer::drain)
       .def("wait_until_idle", &PythonServer::wait_until_idle, py::arg("timeout"))
       .def("stop", &PythonServer::stop);

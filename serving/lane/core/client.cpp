@@ -2,6 +2,7 @@
 #include "client.h"
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 namespace lane {
@@ -159,15 +160,19 @@ void Client::tick(Seconds now) {
 
 Seconds Client::due(Seconds now) {
   Seconds next = never;
-  const auto ends = [&](Seconds when) {
-    if (now >= when) lose(now);
+  const auto ends = [&](Seconds when, std::optional<Dropped> why) {
+    if (now >= when && !gone_) {
+      if (why) shared_.service.connection_series().dropped(*why);
+      lose(now);
+    }
     next = std::min(next, when);
   };
   if (leave_by_ != never)
-    ends(leave_by_);
+    ends(leave_by_, std::nullopt);
   else if (!connection_)
-    ends(accepted_ + shared_.limits.handshake_timeout);
-  if (channel_.blocked()) ends(channel_.progress() + shared_.limits.stall_timeout);
+    ends(accepted_ + shared_.limits.handshake_timeout, Dropped::handshake);
+  if (channel_.blocked())
+    ends(channel_.progress() + shared_.limits.stall_timeout, Dropped::stalled);
   if (relay_) next = std::min(next, relay_->tick(now));
   if (connection_) next = std::min(next, connection_->tick(now));
   return next;

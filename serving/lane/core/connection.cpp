@@ -14,6 +14,7 @@
 #include "abuse.h"
 #include "h2.h"
 #include "message_buffer.h"
+#include "peer_metadata.h"
 #include "session.h"
 #include "stream.h"
 
@@ -33,6 +34,8 @@ constexpr double age_jitter = 0.1;
 // by nghttp2, as we announce that we do not use it.
 constexpr double idle_frames_per_second = 100;
 constexpr double idle_frames_burst = 1000;
+// A request that mostly comes in one piece; of those that do not, see Limits::max_buffered_by_all.
+constexpr std::size_t small_request = 64 * 1024;
 // Frames that wait to be sent, and that no window holds back: beyond, nothing more is read.
 constexpr std::size_t most_frames_waiting = 8192;
 
@@ -104,6 +107,7 @@ struct Connection::State {
   void refuse(Stream& stream, const Refusal& refusal);
   void refuse_headers(Stream& stream);
   void refuse_large(Stream& stream);
+  void refuse_passed(Stream& stream);
   void refuse_answer(Stream& stream, std::size_t size);
   void answer(Stream& stream, Reply reply);
 
@@ -120,6 +124,9 @@ struct Connection::State {
 
   // --- windows and memory ---
   void consume(Stream& stream, std::size_t bytes);
+  void keep(Stream& stream, std::size_t bytes);
+  bool memory_is_short() const;
+  bool no_memory_for(const Stream& stream, std::size_t arrived) const;
   void hold_or_open(Stream& stream, std::size_t bytes);
   void open_window(Stream& stream);
   void forget_body(Stream& stream);
@@ -135,6 +142,7 @@ struct Connection::State {
   // --- time ---
   Seconds tick(Seconds now);
   Seconds tick_shutting();
+  void drop(Dropped why);
   Seconds tick_handshake();
   Seconds tick_keepalive();
   Seconds tick_age();
@@ -169,7 +177,7 @@ struct Connection::State {
   std::size_t unsent = 0;  // of answers: a client that takes none is not given ever more
   StreamList receiving;  // ModelInfer requests of which not all has come
   StreamList answering;  // ModelInfer answers of which not all has left
-  // Beyond half of `max_buffered_bytes` one stream at a time goes on, until it is whole.
+  // While memory is short one stream at a time goes on, until it is whole.
   std::deque<std::int32_t> held;
   std::int32_t favoured = 0;
 
@@ -185,6 +193,7 @@ struct Connection::State {
   Seconds heard;                          // when bytes last came
   std::optional<Seconds> asked;           // whether the peer lives
   Seconds earliest_deadline = never;      // of those receiving, or before
+  Seconds earliest_stall = never;         // likewise
   Moment idle;                            // when the last stream ended
   bool wrote = false;                     // something was taken to be sent since the last tick
   std::optional<Seconds> unsent_since;    // something waits, and nothing was taken
@@ -224,8 +233,11 @@ Connection::State::State(Connection& self, std::uint64_t id, Peer peer, const Li
 
 Connection::State::~State() {
   for (const auto& stream : streams) {
-    if (stream->id != 0) leave(*stream, NGHTTP2_CANCEL);
+    if (stream->id == 0) continue;
+    leave(*stream, NGHTTP2_CANCEL);
+    service.buffered -= stream->unconsumed;
   }
+  service.buffered -= buffered;
   up.reset();  // before what it may tell
 }
 
@@ -296,6 +308,7 @@ void Connection::State::leave(Stream& stream, std::uint32_t error) {
 void Connection::State::release(Stream& stream) {
   forget_body(stream);
   unsent -= stream.unsent;
+  service.buffered -= stream.unconsumed;
   // The windows of bytes that the upstream still has: the stream's own is gone with it.
   if (stream.unconsumed > 0) nghttp2_session_consume_connection(session.get(), stream.unconsumed);
   StreamList::remove(stream);
@@ -357,15 +370,16 @@ void Connection::State::headers_ended(Stream& stream) {
 }
 
 void Connection::State::infer_begins(Stream& stream) {
-  const bool observed =
-      service.observed || (service.traces_observed && stream.headers.sampled());
+  if (service.draining) return refuse(stream, service.refuse_unread());
+  const bool logged = service.logs_next();
+  const bool observed = logged || (service.traces_observed && stream.headers.sampled());
   // Who observes is told of what has no room, too, and so has to refuse it.
   const bool room = service.has_room() && unsent <= limits.max_buffered_bytes;
-  if (service.draining || (!observed && !room)) {
-    return refuse(stream, service.refuse_unread());
-  }
+  if (!observed && !room) return refuse(stream, service.refuse_unread());
+  if (service.logs()) stream.headers.choose(logged ? chosen_for_log : chosen_for_nothing);
   stream.progress = now;
   receiving.append(stream);
+  earliest_stall = std::min(earliest_stall, now + limits.stall_timeout);
   if (observed || !stream.headers.plain()) {
     count_passed(stream);
     return pass_on(stream, {}, false, std::nullopt);
@@ -383,14 +397,17 @@ void Connection::State::on_data(std::int32_t id, std::string_view bytes) {
     nghttp2_session_consume_connection(session.get(), bytes.size());
     return;
   }
-  if (stream->list == &receiving) {
-    stream->progress = now;
-    receiving.to_back(*stream);
+  if (stream->list == &receiving) {  // so many bytes are good for so many seconds
+    const Seconds gained = static_cast<double>(bytes.size()) / limits.least_rate;
+    stream->progress = std::min(now, stream->progress + gained);
   }
   if (stream->role == Stream::Role::body) return body_arrived(*stream, bytes);
   if (stream->role == Stream::Role::passed && !stream->upstream_done) {
     stream->unconsumed += bytes.size();
-    return up->data(id, bytes, false);
+    service.buffered += bytes.size();
+    up->data(id, bytes, false);
+    if (no_memory_for(*stream, bytes.size())) refuse_passed(*stream);
+    return;
   }
   consume(*stream, bytes.size());  // nobody wants it any more
 }
@@ -405,7 +422,7 @@ void Connection::State::body_arrived(Stream& stream, std::string_view bytes) {
     default:
       break;
   }
-  if (buffered > limits.max_buffered_bytes) refuse(stream, service.refuse_unread());
+  if (no_memory_for(stream, bytes.size())) refuse(stream, service.refuse_unread());
 }
 
 void Connection::State::request_ended(Stream& stream) {
@@ -434,9 +451,9 @@ void Connection::State::submit(Stream& stream) {
     case Submitted::What::pass_on:
       break;
   }
+  if (submitted.traced) stream.headers.choose(chosen_for_trace);
   std::string body = frame_prefix(submitted.message.size()) + submitted.message;
-  stream.buffered = body.size();
-  buffered += body.size();
+  keep(stream, body.size());
   pass_on_body(stream, body, stream.request_ended);
 }
 
@@ -455,6 +472,14 @@ void Connection::State::refuse_large(Stream& stream) {
                   "SERVER: Received message larger than max (" +
                       std::to_string(stream.body.announced()) + " vs. " +
                       std::to_string(limits.max_message_bytes) + ")"});
+}
+
+// What was passed on waits here, as grpcio does not take it.
+void Connection::State::refuse_passed(Stream& stream) {
+  if (stream.role != Stream::Role::passed) return;  // it failed meanwhile
+  leave(stream, NGHTTP2_CANCEL);
+  if (stream.response_begun) return reset_stream(stream, NGHTTP2_CANCEL);
+  refuse(stream, service.refuse_unread());
 }
 
 // --- answers ------------------------------------------------------------------------------------
@@ -619,12 +644,35 @@ void Connection::State::consume(Stream& stream, std::size_t bytes) {
   nghttp2_session_consume(session.get(), stream.id, bytes);
 }
 
+void Connection::State::keep(Stream& stream, std::size_t bytes) {
+  stream.buffered += bytes;
+  buffered += bytes;
+  service.buffered += bytes;
+}
+
+bool Connection::State::memory_is_short() const {
+  return buffered > limits.max_buffered_bytes / 2 ||
+         service.buffered > limits.max_buffered_by_all / 2;
+}
+
+// Of several that no memory is left for, whoever comes last is refused, to try again later: windows
+// alone cannot hold many clients back, as each stream begins with one. What is whole goes on at
+// once, and so needs none; what is small must not wait for those who send half of something large.
+bool Connection::State::no_memory_for(const Stream& stream, std::size_t arrived) const {
+  if (buffered > limits.max_buffered_bytes) return true;
+  if (stream.role == Stream::Role::body && stream.body.whole()) return false;
+  const std::size_t kept = stream.buffered + stream.unconsumed;
+  const bool small = kept <= small_request;
+  const bool begins = kept - arrived <= small_request;
+  const std::size_t eighths = small ? 8 : begins ? 6 : 7;
+  return service.buffered > limits.max_buffered_by_all / 8 * eighths;
+}
+
 // Bytes of a body that is kept here: the connection's window opens, so that others go on; the
 // stream's own unless memory is short, when one stream at a time goes on until it is whole.
 void Connection::State::hold_or_open(Stream& stream, std::size_t bytes) {
-  stream.buffered += bytes;
-  buffered += bytes;
-  if (buffered <= limits.max_buffered_bytes / 2) return consume(stream, bytes);
+  keep(stream, bytes);
+  if (!memory_is_short()) return consume(stream, bytes);
   if (favoured == 0) favoured = stream.id;
   if (favoured == stream.id) return consume(stream, bytes);
   nghttp2_session_consume_connection(session.get(), bytes);
@@ -645,13 +693,14 @@ void Connection::State::forget_body(Stream& stream) {
 
 void Connection::State::free_memory(Stream& stream, std::size_t bytes) {
   buffered -= bytes;
+  service.buffered -= bytes;
   stream.buffered -= bytes;
   if (favoured == stream.id && stream.role != Stream::Role::body) favoured = 0;
-  while (!held.empty() && (favoured == 0 || buffered <= limits.max_buffered_bytes / 2)) {
+  while (!held.empty() && (favoured == 0 || !memory_is_short())) {
     Stream* next = find(held.front());
     held.pop_front();
     if (!next || next->role != Stream::Role::body || next->withheld == 0) continue;
-    if (buffered > limits.max_buffered_bytes / 2) favoured = next->id;
+    if (memory_is_short()) favoured = next->id;
     open_window(*next);
   }
 }
@@ -714,6 +763,7 @@ void Connection::State::say_goodbye() {
 // No more of this client, and its calls are given up.
 void Connection::State::shut(std::uint32_t error, std::string_view why) {
   if (std::exchange(shutting, true)) return;
+  if (error == NGHTTP2_ENHANCE_YOUR_CALM) service.connection_series().dropped(Dropped::abuse);
   shut_at.happens();
   const std::int32_t last = nghttp2_session_get_last_proc_stream_id(session.get());
   nghttp2_submit_goaway(session.get(), NGHTTP2_FLAG_NONE, last, error,
@@ -741,17 +791,22 @@ Seconds Connection::State::tick_shutting() {
   return ends;
 }
 
+// No word of it would arrive.
+void Connection::State::drop(Dropped why) {
+  if (!std::exchange(broken, true)) service.connection_series().dropped(why);
+}
+
 Seconds Connection::State::tick_handshake() {
   if (handshaken) return never;
   const Seconds ends = began + limits.handshake_timeout;
-  if (now >= ends) broken = true;
+  if (now >= ends) drop(Dropped::handshake);
   return ends;
 }
 
 Seconds Connection::State::tick_keepalive() {
   if (limits.keepalive_time <= 0) return never;
   if (asked) {
-    if (now >= *asked + limits.keepalive_timeout) broken = true;
+    if (now >= *asked + limits.keepalive_timeout) drop(Dropped::keepalive);
     return *asked + limits.keepalive_timeout;
   }
   if (now < heard + limits.keepalive_time) return heard + limits.keepalive_time;
@@ -788,19 +843,24 @@ bool Connection::State::waits_for_us(const Stream& stream) const {
          nghttp2_session_get_local_window_size(session.get()) <= 0;
 }
 
-// Requests that do not go on although their windows are open.
+// Requests that do not go on, or too slowly, although their windows are open. The earliest time
+// noted may be of one that did.
 Seconds Connection::State::tick_requests() {
-  while (Stream* slowest = receiving.front()) {
-    const Seconds ends = slowest->progress + limits.stall_timeout;
-    if (now < ends) return ends;
-    if (waits_for_us(*slowest)) {
-      slowest->progress = now;
-      receiving.to_back(*slowest);
+  if (now < earliest_stall) return earliest_stall;
+  earliest_stall = never;
+  for (Stream* stream = receiving.front(); stream;) {
+    Stream* following = stream->after;
+    if (waits_for_us(*stream)) stream->progress = now;
+    const Seconds ends = stream->progress + limits.stall_timeout;
+    if (now < ends) {
+      earliest_stall = std::min(earliest_stall, ends);
     } else {
-      reset_stream(*slowest, NGHTTP2_CANCEL);
+      service.connection_series().stalled.add(0, 1);
+      reset_stream(*stream, NGHTTP2_CANCEL);
     }
+    stream = following;
   }
-  return never;
+  return earliest_stall;
 }
 
 // Requests of which not all came in time. The earliest deadline noted may be of one that did.
@@ -827,7 +887,7 @@ Seconds Connection::State::tick_answers() {
   }
   const Stream* slowest = answering.front();
   if (!slowest) return never;
-  if (now >= slowest->progress + limits.stall_timeout) broken = true;
+  if (now >= slowest->progress + limits.stall_timeout) drop(Dropped::stalled);
   return slowest->progress + limits.stall_timeout;
 }
 
@@ -839,7 +899,7 @@ Seconds Connection::State::tick_socket() {
     return never;
   }
   if (sent || !unsent_since) unsent_since = now;
-  if (now >= *unsent_since + limits.stall_timeout) broken = true;
+  if (now >= *unsent_since + limits.stall_timeout) drop(Dropped::stalled);
   return *unsent_since + limits.stall_timeout;
 }
 
@@ -862,7 +922,9 @@ bool Connection::receive(const std::uint8_t* data, std::size_t size, Seconds now
   state.now = state.heard = now;
   state.asked.reset();
   if (state.shutting || state.broken) return false;
-  if (nghttp2_session_mem_recv(state.session.get(), data, size) < 0) state.broken = true;
+  const ssize_t taken = nghttp2_session_mem_recv(state.session.get(), data, size);
+  if (taken == NGHTTP2_ERR_FLOODED) state.drop(Dropped::abuse);
+  if (taken < 0) state.broken = true;
   return !state.shutting && !state.broken && nghttp2_session_want_read(state.session.get());
 }
 
@@ -937,6 +999,7 @@ void Connection::upstream_taken(std::int32_t id, std::size_t bytes) {
   bytes -= before;
   bytes = std::min(bytes, stream->unconsumed);
   stream->unconsumed -= bytes;
+  state_->service.buffered -= bytes;
   state_->consume(*stream, bytes);
 }
 

@@ -3,6 +3,7 @@
 // The lane's records are its own: nobody else writes them, readers add up the records of a series.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -88,12 +89,27 @@ class ModelCounters {
   std::map<std::pair<Code, Reason>, std::pair<Slots, Slots>> refusals_;
 };
 
+// Why a connection was ended for what its client did, or did not do; serving/native_models.py has
+// the same order.
+enum class Dropped { abuse, keepalive, handshake, stalled };
+
+// Counts what becomes of connections, and of requests that were not received.
+struct ConnectionSeries {
+  Slots open;                    // now; the I/O thread's
+  Slots turned_away;             // as there was no room for one more
+  std::array<Slots, 4> drops;    // by `Dropped`
+  Slots stalled;                 // requests that were reset as they did not go on
+
+  void dropped(Dropped why) const { drops[static_cast<std::size_t>(why)].add(0, 1); }
+};
+
 // Counts requests that were refused before it was known which loaded model they are for, and those
 // inside.
 struct ServiceSeries {
   std::function<std::pair<Slots, Slots>(Code, Reason)> refusal;
   Slots request_bytes;
   Slots in_flight;
+  ConnectionSeries connections;
 };
 
 }  // namespace lane

@@ -26,7 +26,7 @@ struct Sizes {
 };
 
 bool is_private(std::string_view name) {
-  return name.substr(0, peer_metadata_prefix.size()) == peer_metadata_prefix;
+  return name.substr(0, private_metadata_prefix.size()) == private_metadata_prefix;
 }
 
 // VERSION-TRACE-PARENT-FLAGS in hexadecimal digits, of which the last flag is asked for.
@@ -103,6 +103,7 @@ Headers RequestHeaders::passed_on(const Peer& peer, std::optional<Seconds> timeo
   if (!peer.identity.empty()) {
     headers.push_back({std::string(peer_identity_metadata), percent_encoded(peer.identity)});
   }
+  if (!chosen_.empty()) headers.push_back({std::string(chosen_metadata), std::string(chosen_)});
   return headers;
 }
 

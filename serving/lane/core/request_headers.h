@@ -33,6 +33,9 @@ class RequestHeaders {
   // Of x-request-id, or empty; valid until another header comes.
   std::string_view request_id() const;
 
+  // What the call was chosen for, as peer_metadata.h has it, or that it was for nothing: to be told
+  // to the server behind. The text must last.
+  void choose(std::string_view what) { chosen_ = what; }
   // All of them for the server behind, with who called; `timeout` in place of the client's.
   Headers passed_on(const Peer& peer, std::optional<Seconds> timeout) const;
 
@@ -44,6 +47,7 @@ class RequestHeaders {
   std::size_t bytes_ = 0;
   std::size_t request_id_ = 0;  // where it is among those kept
   std::size_t request_id_size_ = 0;
+  std::string_view chosen_;
   bool post_ = false;
   bool infer_ = false;
   bool grpc_ = false;

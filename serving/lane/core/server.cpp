@@ -75,6 +75,8 @@ struct Server::State {
   void read_on(Seconds now);
   void look(Seconds now);
   void flush(Seconds now);
+  void turn_away();
+  void count_connections();
   template <class Act>
   void with(std::uint64_t id, Seconds now, Act act);
 
@@ -136,7 +138,7 @@ void Server::State::run() {
   while (!stop_asked.load()) turn(timeout());
   for (int count = 0; count < last_turns; ++count) turn(0);
   end_all();
-  connected.store(0);
+  count_connections();
   std::lock_guard lock(mutex);
   over = true;
   changed.notify_all();
@@ -231,10 +233,7 @@ bool Server::State::accept_from(int listener, Seconds now) {
 }
 
 void Server::State::welcome(Descriptor socket, const std::string& address, Seconds now) {
-  if (clients.size() >= max_connections) {
-    ++turned_away;
-    return;
-  }
+  if (clients.size() >= max_connections) return turn_away();
   const int on = 1;
   setsockopt(socket.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
   const std::uint64_t id = next_id++;
@@ -243,10 +242,20 @@ void Server::State::welcome(Descriptor socket, const std::string& address, Secon
     auto& client = clients[id];
     client = std::make_unique<Client>(shared, id, std::move(wire), address, now);
   } catch (const std::exception&) {  // no memory, or no room in the epoll
-    ++turned_away;
+    turn_away();
     clients.erase(id);
   }
-  connected.store(clients.size());
+  count_connections();
+}
+
+void Server::State::turn_away() {
+  ++turned_away;
+  service->connection_series().turned_away.add(0, 1);
+}
+
+void Server::State::count_connections() {
+  if (connected.exchange(clients.size()) == clients.size()) return;
+  service->connection_series().open.set(0, static_cast<double>(clients.size()));
 }
 
 void Server::State::listen(bool on) {
@@ -288,7 +297,7 @@ void Server::State::flush(Seconds now) {
     if (client->gone()) clients.erase(id);
   }
   flushing.clear();
-  connected.store(clients.size());
+  count_connections();
 }
 
 // Has the thread take a whole turn; whether it did in time.

@@ -12,6 +12,14 @@
 namespace lane {
 namespace {
 
+// Takes the first of so many, again and again, as serving/access.py has it; of 0, none.
+struct Sampling {
+  std::uint64_t rate = 0;
+  std::uint64_t seen = 0;
+
+  bool takes_next() { return rate > 0 && seen++ % rate == 0; }
+};
+
 // How often a request looks for another version when the one that it found is being unloaded.
 constexpr int kAttempts = 5;
 
@@ -21,16 +29,20 @@ struct InferService::State {
   // --- of any thread ---
   std::mutex routing;
   Routes routes;  // the lock's
+  std::map<std::string, Sampling, std::less<>> traces;  // likewise, by model
+  std::atomic<bool> tracing{false};                     // of some
   std::shared_ptr<Answering> answering = std::make_shared<Answering>();
 
   // --- all below is the I/O thread's ---
   std::map<std::pair<Code, Reason>, std::pair<Slots, Slots>> refusals;
+  Sampling logged;
   InferRequest request;             // the one that is submitted; kept for its memory
   Routes::key_type key;             // likewise
   std::vector<std::shared_ptr<Batcher>> touched;  // to be woken
 
   std::shared_ptr<ServedModel> find();
   int level() const;
+  bool traced();
   std::optional<Submitted> queue(const std::shared_ptr<Call>& call,
                                  const std::shared_ptr<ServedModel>& served);
   std::optional<Refusal> hand_over(const std::shared_ptr<Call>& call, Batcher& batcher);
@@ -78,6 +90,15 @@ int InferService::State::level() const {
   return (given ? static_cast<int>(request.priority) : levels) - 1;
 }
 
+// As serving/trace.py counts: those that will be answered.
+bool InferService::State::traced() {
+  if (!tracing.load()) return false;
+  const std::lock_guard<std::mutex> guard(routing);
+  auto found = traces.find(request.model_name);
+  if (found == traces.end()) found = traces.find(std::string_view());
+  return found != traces.end() && found->second.takes_next();
+}
+
 // What came of it; nothing where the version is being unloaded.
 std::optional<Submitted> InferService::State::queue(const std::shared_ptr<Call>& call,
                                                     const std::shared_ptr<ServedModel>& served) {
@@ -85,6 +106,11 @@ std::optional<Submitted> InferService::State::queue(const std::shared_ptr<Call>&
   if (std::holds_alternative<PassOn>(checked)) return pass_on(*call);
   call->served = served;
   if (auto* refusal = std::get_if<Refusal>(&checked)) return refuse(*call, std::move(*refusal));
+  if (traced()) {
+    Submitted submitted = pass_on(*call);
+    submitted.traced = true;
+    return submitted;
+  }
   take(*call, std::get<Checked>(std::move(checked)));
   auto refusal = hand_over(call, *served->batcher);
   touch(served->batcher);  // also where it was refused: others may have made room for nothing
@@ -123,6 +149,7 @@ const std::pair<Slots, Slots>& InferService::State::slots_of(Code code, Reason r
 InferService::InferService(ServiceOptions options, std::shared_ptr<Outbox> outbox,
                            std::shared_ptr<const Signer> signer, ServiceSeries series)
     : state_(std::make_unique<State>()) {
+  state_->logged.rate = options.log_every;
   state_->answering->options = std::move(options);
   state_->answering->outbox = std::move(outbox);
   state_->answering->signer = std::move(signer);
@@ -139,12 +166,27 @@ void InferService::set_routes(Routes routes) {
   state_->routes.swap(routes);
 }
 
+void InferService::set_trace_rates(const std::map<std::string, std::uint64_t>& rates) {
+  const std::lock_guard<std::mutex> guard(state_->routing);
+  state_->traces.clear();
+  bool some = false;
+  for (const auto& [model, rate] : rates) {
+    state_->traces[model].rate = rate;
+    some = some || rate > 0;
+  }
+  state_->tracing = some;
+}
+
+bool InferService::logs() const { return state_->logged.rate > 0; }
+
+bool InferService::logs_next() { return state_->logged.takes_next(); }
+
 Submitted InferService::submit(CallId id, std::string message, Seconds arrived, Seconds deadline,
                                std::string_view request_id) {
   InferRequest& request = state_->request;
   const auto call = std::make_shared<Call>(state_->answering, id, std::move(message), arrived,
                                            request_id);
-  if (observed || !parse(call->message, request)) return pass_on(*call);
+  if (!parse(call->message, request)) return pass_on(*call);
   call->request_id = request.id;
   call->priority = state_->level();
   call->deadline = request.timeout ? std::min(deadline, arrived + *request.timeout) : deadline;
@@ -181,6 +223,10 @@ Refusal InferService::refuse_unread() {
   requests.add(0, 1);
   rejected.add(0, 1);
   return refusal;
+}
+
+const ConnectionSeries& InferService::connection_series() const {
+  return state_->answering->series.connections;
 }
 
 std::size_t InferService::in_flight() const { return state_->answering->in_flight.load(); }

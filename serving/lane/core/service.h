@@ -78,6 +78,7 @@ struct ServiceOptions {
   std::size_t room = 1;        // requests that may be inside
   int priority_levels = 1;
   bool prediction_ids = true;
+  std::uint64_t log_every = 0;  // one request in so many is to be logged, which is Python's; or 0
   std::function<void(const Fault&)> failed;  // throws nothing; called by a batch's thread
 };
 
@@ -90,6 +91,7 @@ struct Submitted {
   std::shared_ptr<Call> call;  // taken: its completion comes by the outbox
   Refusal refusal;             // refused: counted, and to be told by the caller
   std::string message;         // pass_on: the message as it came
+  bool traced = false;         // pass_on: it was chosen to be traced
 };
 
 class InferService {
@@ -100,6 +102,9 @@ class InferService {
 
   // From any thread; requests that are inside stay where they are.
   void set_routes(Routes routes);
+  // One request in so many of each model is to be traced, which is Python's; 0 is none. What holds
+  // for a model that is not named stands under the empty name. Counting begins anew.
+  void set_trace_rates(const std::map<std::string, std::uint64_t>& rates);
 
   // --- all below is the I/O thread's ---
 
@@ -113,22 +118,30 @@ class InferService {
   // The caller went away: completes it as cancelled, unless it is answered.
   void cancel(const std::shared_ptr<Call>& call);
 
+  // Whether some requests are to be logged; and whether the next one is, of which each is to be
+  // asked for once, as it arrives.
+  bool logs() const;
+  bool logs_next();
   // Whether one more request has room, together with those that were passed on.
   bool has_room() const;
   // How to refuse a request whatever it asks, where there is no room; counted.
   Refusal refuse_unread();
-  // ModelInfer calls that were passed on are inside, too.
-  void passed_on(int more) { passed_on_ += static_cast<std::size_t>(more); }
+  // Bytes of requests that are still being received, of all connections.
+  std::size_t buffered = 0;
 
-  // From any thread: requests inside that the lane answers itself.
+  // --- of any thread again ---
+
+  // Requests of Python's are inside, too: ModelInfer calls that were passed on, and each request of
+  // a stream.
+  void passed_on(int more) { passed_on_ += static_cast<std::size_t>(more); }
+  const ConnectionSeries& connection_series() const;
+  // Requests inside that the lane answers itself.
   std::size_t in_flight() const;
-  // Those, and ModelInfer calls that were passed on.
+  // Those, and Python's.
   std::size_t inside() const;
   // The server is stopping.
   std::atomic<bool> draining{false};
-  // Every request is passed on: somebody observes them, which is Python's.
-  std::atomic<bool> observed{false};
-  // The same of those whose trace is to be recorded.
+  // Requests whose trace is to be recorded are passed on: Python makes the spans.
   std::atomic<bool> traces_observed{false};
 
  private:
