@@ -73,7 +73,7 @@ def examine(
         _distributions(),
         device_findings,
         _processor(config, runtime),
-        _lane(),
+        _lane(config),
         _ports(config),
         _feedback_key(config),
         _tls(config),
@@ -140,15 +140,17 @@ def _processor(config: ServerConfig, runtime: Runtime) -> Iterator[Finding]:
         yield Finding(OK, "threads", text)
 
 
-def _lane() -> Iterator[Finding]:
-    """Whether ModelInfer can be answered in C++, by this interpreter."""
+def _lane(config: ServerConfig) -> Iterator[Finding]:
+    """Whether ModelInfer can be answered in C++, by this interpreter, where that is wanted."""
+    needed = config.transport == "native"
     try:
         importlib.import_module(LANE)
     except ImportError as error:
         absent = isinstance(error, ModuleNotFoundError) and error.name == LANE
-        text = "not built: grpcio answers ModelInfer" if absent else f"built, but {error}"
+        instead = "--transport native needs it" if needed else "grpcio answers ModelInfer"
+        text = f"not built: {instead}" if absent else f"built, but {error}"
         hint = f"{sys.executable} -m serving.lane.build builds it, or says what that takes"
-        yield Finding(WARN, "native lane", text, hint)
+        yield Finding(FAIL if needed else WARN, "native lane", text, hint)
     else:
         yield Finding(OK, "native lane", "built")
 

@@ -37,6 +37,16 @@ MOST_RECEIVING_THREADS = 512
 THREADS = (4, 256)
 # Calls that one connection may have open; more wait at the caller, not in this server's memory.
 MAX_CALLS_PER_CONNECTION = 4096
+LIMITS = (("grpc.max_concurrent_streams", MAX_CALLS_PER_CONNECTION),)
+# The same behind the lane, which holds its clients to their limits itself. grpcio counts a call for
+# a little longer than its client does, and resets new ones meanwhile: hence twice as many. And of
+# all connections' calls that Python has not looked at it cancels some from 1000 on, and any beyond
+# 3000: hence room for those of a few clients that have as many as they may.
+PRIVATE_LIMITS = (
+    ("grpc.max_concurrent_streams", 2 * MAX_CALLS_PER_CONNECTION),
+    ("grpc.server.max_pending_requests", 4 * MAX_CALLS_PER_CONNECTION),
+    ("grpc.server.max_pending_requests_hard_limit", 4 * MAX_CALLS_PER_CONNECTION),
+)
 # Milliseconds of silence until a peer is asked whether it lives, and for its answer.
 KEEPALIVE = (60_000, 20_000)
 
@@ -52,6 +62,7 @@ def grpc_server(config: ServerConfig, *, private: bool = False) -> grpc.Server:
 
     A `private` one is behind the native lane, which has its clients' connections end in time: its
     own to grpcio end with those, and not before, as calls in flight would then keep new ones out.
+    Nor does it refuse what the lane lets pass.
     """
     limits = {
         "grpc.max_connection_age_ms": round(config.max_connection_age * 1000),
@@ -63,7 +74,7 @@ def grpc_server(config: ServerConfig, *, private: bool = False) -> grpc.Server:
         options=[
             # Two servers must not share a port by accident; workers of one do by design.
             ("grpc.so_reuseport", int(config.workers > 1)),
-            ("grpc.max_concurrent_streams", MAX_CALLS_PER_CONNECTION),
+            *(PRIVATE_LIMITS if private else LIMITS),
             ("grpc.keepalive_time_ms", KEEPALIVE[0]),
             ("grpc.keepalive_timeout_ms", KEEPALIVE[1]),
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),  # clients may ask, too

@@ -56,27 +56,40 @@ def copied_package(directory: Path) -> None:
     shutil.copytree(ROOT / "serving", directory / "serving", ignore=shutil.ignore_patterns("*.so"))
 
 
-def told_of_the_lane(directory: Path) -> list[str]:
+def told_of_the_lane(directory: Path, transport: str) -> list[str]:
     """The doctor's line about the lane, and the hint below it."""
-    program = "from serving import doctor; doctor.show(*doctor._lane())"
-    command = [sys.executable, "-W", "ignore", "-c", program]
-    result = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=True)
-    return [" ".join(line.split()) for line in result.stdout.splitlines()]
+    command = [sys.executable, "-W", "ignore", "-m", "serving", "doctor", *FREE]
+    command += ["--transport", transport, "--model-repository", str(directory)]
+    result = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
+    lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    first = next(number for number, line in enumerate(lines) if "native lane" in line)
+    return lines[first : first + 2]
+
+
+BUILDS_IT = f"{sys.executable} -m serving.lane.build builds it, or says what that takes"
 
 
 def test_a_lane_that_is_not_built_is_told_with_the_command_that_builds_it(tmp_path: Path) -> None:
     copied_package(tmp_path)
-    line, hint = told_of_the_lane(tmp_path)
-    assert line == "warn native lane not built: grpcio answers ModelInfer"
-    assert hint == f"{sys.executable} -m serving.lane.build builds it, or says what that takes"
+    told = ["warn native lane not built: grpcio answers ModelInfer", BUILDS_IT]
+    assert told_of_the_lane(tmp_path, "auto") == told
 
 
-def test_a_lane_that_was_built_for_another_machine_is_told(tmp_path: Path) -> None:
+def test_a_lane_that_is_wanted_and_not_built_is_a_problem(tmp_path: Path) -> None:
+    copied_package(tmp_path)
+    told = ["FAIL native lane not built: --transport native needs it", BUILDS_IT]
+    assert told_of_the_lane(tmp_path, "native") == told
+
+
+@pytest.mark.parametrize(("transport", "status"), [("auto", "warn"), ("native", "FAIL")])
+def test_a_lane_that_was_built_for_another_machine_is_told(
+    tmp_path: Path, transport: str, status: str
+) -> None:
     copied_package(tmp_path)
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     (tmp_path / "serving" / "lane" / f"native{suffix}").write_bytes(b"no library")
-    line, _ = told_of_the_lane(tmp_path)
-    assert line.startswith("warn native lane built, but ")
+    line, _ = told_of_the_lane(tmp_path, transport)
+    assert line.startswith(f"{status} native lane built, but ")
     assert line.endswith("file too short")
 
 

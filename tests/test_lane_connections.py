@@ -8,6 +8,7 @@ import socket
 import struct
 import threading
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from conftest import PATIENCE, Digits, Running, publish_classifier, until
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.pb import inference_pb2 as pb
+from serving.transport import MAX_CALLS_PER_CONNECTION
 
 pytestmark = pytest.mark.lane
 
@@ -312,6 +314,16 @@ def test_a_stream_of_one_message_that_stays_open_is_answered(
     answered.set()
     assert list(call) == []
     assert call.code() is grpc.StatusCode.OK
+
+
+def test_no_call_is_refused_on_a_connection_that_has_as_many_as_it_may(lane: Running) -> None:
+    """The client keeps to the limit that it is told, and begins a call whenever one has ended."""
+    options = [("grpc.enable_retries", 0)]  # or it would make good what was refused
+    with grpc.insecure_channel(lane.address, options=options) as channel:
+        call = channel.unary_unary(READY, None, None)
+        calls = [call.future(b"", timeout=PATIENCE) for _ in range(3 * MAX_CALLS_PER_CONNECTION)]
+        codes = Counter(each.code() for each in calls)
+    assert codes == {grpc.StatusCode.OK: len(calls)}
 
 
 def test_requests_that_never_end_hold_up_nobody(lane: Running, message: bytes) -> None:

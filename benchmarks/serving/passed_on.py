@@ -2,6 +2,16 @@
 
 Both servers run at the same time on the server's core and are asked in turns, as in `metrics_cost`,
 and CPU time per call is compared.
+
+The calls are those that users make: ServerLive, as probes and clients do, is the cheapest, so that
+what the lane adds is the largest share; ModelMetadata is what a client asks before its first
+request; and ModelInfer with typed contents is what grpcurl sends, and clients of JSON by a proxy.
+
+Most of the difference was waking up: see `Server::State::give_way` in the lane. What is left is 13
+to 26 µs a call for HTTP/2 on both sides; grpcio's own part is some 10 µs cheaper than alone, as it
+reads several calls at once, and writes to a Unix socket. Typed contents stay the dearest: a thread
+of the lane's batcher takes a batch and then waits for Python's lock, where one of Python's has the
+lock when it takes one, so that its batches are larger (5.5 rows rather than 3).
 """
 
 from __future__ import annotations

@@ -287,6 +287,7 @@ TEST_CASE("A unary call goes through with its headers, its message and its trail
   CHECK(call.body == "question");
   CHECK(call.ended);
   CHECK(pair.client.calls[7].taken == 8);
+  CHECK(pair.upstream->calls() == 1);
 
   pair.peer.answer(1, response);
   pair.peer.body(1, "answer");
@@ -302,6 +303,9 @@ TEST_CASE("A unary call goes through with its headers, its message and its trail
   CHECK(value(*told.trailers, "grpc-status") == "0");
   CHECK(value(*told.trailers, "cost-bin") == "AAE");
   CHECK(value(*told.trailers, "padded") == " x ");
+  CHECK(pair.upstream->calls() == 1);  // until the client has all of it
+  pair.upstream->taken(7, 6);
+  CHECK(pair.upstream->calls() == 0);
 }
 
 TEST_CASE("A request without a body ends with its headers") {
@@ -489,6 +493,7 @@ TEST_CASE("A client that takes all has its window whole after any number of call
     pair.peer.finish(stream, ok);
     pair.pump();
     REQUIRE(pair.client.calls[stream].order == "ht");
+    REQUIRE(pair.upstream->calls() == 0);
   }
 }
 

@@ -54,6 +54,7 @@ Client::~Client() {
   touched_ = true;  // whatever it lets go of has nothing to ask for any more
   connection_.reset();
   relay_.reset();
+  count_passed(0);
   schedule(never);
 }
 
@@ -69,7 +70,7 @@ std::unique_ptr<Upstream> Client::connect(Downstream& downstream) {
   relay_ = std::make_shared<Relay>(
       shared_.epoll, shared_.buffers, id_ * 2 + 1, shared_.upstream_path, downstream,
       [this] {
-        upstream_output_ = true;
+        upstream_output_ = shared_.passing = true;
         touch(now_);
       },
       now_);
@@ -127,6 +128,7 @@ bool Client::reads() const {
 
 void Client::upstream_ready(std::uint32_t events, Seconds now) {
   touch(now);
+  shared_.passing = true;
   // The connection may let go of it meanwhile.
   const std::shared_ptr<Relay> relay = relay_;
   if (relay) relay->ready(events);
@@ -186,6 +188,7 @@ void Client::flush(Seconds now) {
   // So may what was sent just now, after this turn's look.
   if (channel_.took() || channel_.blocked()) look_by(now + look_again);
   if (connection_ && connection_->finished() && !channel_.blocked()) leave(now);
+  count_passed(relay_ ? relay_->upstream().calls() : 0);
   channel_.watch(reads());
   if (unread_ && reads()) {
     shared_.unread.push_back(id_);
@@ -213,6 +216,11 @@ void Client::settle_upstream() {
   if (!relay_ || !relay_->lost()) return;
   const std::shared_ptr<Relay> lost = std::move(relay_);
   lost->end();
+}
+
+void Client::count_passed(std::size_t calls) {
+  shared_.passed += calls - passed_;
+  passed_ = calls;
 }
 
 void Client::leave(Seconds now) {

@@ -1,6 +1,7 @@
 // Client: one client's socket, its Connection, and its way to grpcio's server.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -26,6 +27,8 @@ struct Shared {
   Buffers buffers;
   std::vector<Client*> touched;       // to be flushed, once each
   std::vector<std::uint64_t> unread;  // ids of those who may have more to read without being asked
+  std::size_t passed = 0;  // calls that are grpcio's server's to answer
+  bool passing = false;    // something went there, or came from there, in this turn
 };
 
 class Client {
@@ -62,6 +65,7 @@ class Client {
   bool reads() const;
   bool send(Seconds now);
   void settle_upstream();
+  void count_passed(std::size_t calls);
   void leave(Seconds now);
   Seconds due(Seconds now);
   std::unique_ptr<Upstream> connect(Downstream& downstream);
@@ -77,6 +81,7 @@ class Client {
   Seconds scheduled_ = never;
   Seconds leave_by_ = never;  // finished, and the client may have more to say until then
   bool touched_ = false;
+  std::size_t passed_ = 0;    // of Shared::passed
   bool upstream_output_ = false;  // since its last flush
   bool deaf_ = false;    // the connection wants to hear no more
   bool unread_ = false;  // the last read filled the buffer

@@ -77,6 +77,7 @@ struct Server::State {
   void flush(Seconds now);
   void turn_away();
   void count_connections();
+  void give_way();
   template <class Act>
   void with(std::uint64_t id, Seconds now, Act act);
 
@@ -114,7 +115,7 @@ Server::State::State(ServerOptions options, std::shared_ptr<InferService> servic
     : service(std::move(service_)),
       outbox(std::move(outbox_)),
       max_connections(options.max_connections),
-      shared{options.limits, options.upstream_path, *service, {}, {}, {}, {}, {}},
+      shared{options.limits, options.upstream_path, *service, {}, {}, {}, {}, {}, 0, false},
       next_id(options.listeners.size() + 1) {
   for (const int fd : options.listeners) listeners.emplace_back(fd);
   if (options.upstream_path.size() >= sizeof(sockaddr_un::sun_path))
@@ -169,6 +170,7 @@ void Server::State::turn(Seconds timeout) {
   service->wake();
   look(now);
   flush(now);
+  give_way();
   if (asked == turns_taken) return;  // nobody else writes it
   std::lock_guard lock(mutex);
   turns_taken = asked;
@@ -298,6 +300,14 @@ void Server::State::flush(Seconds now) {
   }
   flushing.clear();
   count_connections();
+}
+
+// Lets grpcio's threads go first where they wait for this core. Otherwise each answer of theirs
+// wakes this thread, which the kernel prefers to whoever wakes it, for that answer alone: with 64
+// calls in flight on one core, passing a call on took this thread 26 µs that way, and takes 13 this
+// way. Where another core is free, or one call alone is in flight, nothing is to be gathered.
+void Server::State::give_way() {
+  if (std::exchange(shared.passing, false) && shared.passed > 1) std::this_thread::yield();
 }
 
 // Has the thread take a whole turn; whether it did in time.

@@ -457,6 +457,8 @@ bool UpstreamConnection::receive(const std::uint8_t* data, std::size_t size) {
   return false;
 }
 
+std::size_t UpstreamConnection::calls() const { return state_->streams.size(); }
+
 void UpstreamConnection::send(std::string& out, std::size_t most) { state_->send(out, most); }
 
 }  // namespace lane

@@ -67,6 +67,8 @@ class UpstreamConnection : public Upstream {
   // What the upstream sent; nothing (size 0) is the end of the socket. False: it is over,
   // `upstream_lost` has been called, and this may be gone with it.
   bool receive(const std::uint8_t* data, std::size_t size);
+  // Those that are not over, or of whose response something was not taken yet.
+  std::size_t calls() const;
   // Appends what is to be sent, up to about `most` bytes; call again while it appends something.
   void send(std::string& out, std::size_t most);
 
