@@ -96,6 +96,28 @@ TEST_CASE("an answer's trailers say what it cost") {
         "queue;dur=250.000, batch;dur=0.000, compute;dur=1.500, split;dur=0.000");
 }
 
+TEST_CASE("trailers that would be the same are written once, and any others anew") {
+  AnswerTrailers trailers;
+  const Stages stages{8, 0.001, 0.002, 0.003};
+  const auto first = trailers.of(stages, 0.25, "12");
+  CHECK(trailers.of(stages, 0.25, "12").get() == first.get());
+  const auto timing_of = [&](const Stages& of) {
+    return value_of(*trailers.of(of, 0.25, "12"), "server-timing");
+  };
+  CHECK(value_of(*trailers.of({9, 0.001, 0.002, 0.003}, 0.25, "12"), "batch-size") == "9");
+  CHECK(timing_of({9, 0.004, 0.002, 0.003}) ==
+        "queue;dur=250.000, batch;dur=4.000, compute;dur=2.000, split;dur=3.000");
+  CHECK(timing_of({9, 0.004, 0.005, 0.003}) ==
+        "queue;dur=250.000, batch;dur=4.000, compute;dur=5.000, split;dur=3.000");
+  CHECK(timing_of({9, 0.004, 0.005, 0.006}) ==
+        "queue;dur=250.000, batch;dur=4.000, compute;dur=5.000, split;dur=6.000");
+  const Stages last{9, 0.004, 0.005, 0.006};
+  CHECK(value_of(*trailers.of(last, 0.5, "12"), "server-timing") ==
+        "queue;dur=500.000, batch;dur=4.000, compute;dur=5.000, split;dur=6.000");
+  CHECK(value_of(*trailers.of(last, 0.5, "13"), "model-version") == "13");
+  CHECK(value_of(*first, "batch-size") == "8");  // who had the first keeps it
+}
+
 TEST_CASE("durations are rounded as Python rounds them") {
   // f"{seconds * 1e3:.3f}" of each, by Python 3.11.
   CHECK(timing(0.0000005, 0.0000015, 0.0000025, 0.0000035) ==

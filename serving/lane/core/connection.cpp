@@ -177,6 +177,7 @@ struct Connection::State {
   std::size_t unsent = 0;  // of answers: a client that takes none is not given ever more
   StreamList receiving;  // ModelInfer requests of which not all has come
   StreamList answering;  // ModelInfer answers of which not all has left
+  AnswerTrailers trailers;
   // While memory is short one stream at a time goes on, until it is whole.
   std::deque<std::int32_t> held;
   std::int32_t favoured = 0;
@@ -286,7 +287,7 @@ Stream& Connection::State::begin(std::int32_t id) {
   }
   Stream& stream = *streams[free_places.back()];
   free_places.pop_back();
-  stream.reset(id, now);
+  stream.begin(id, now);
   ++open;
   return stream;
 }
@@ -312,7 +313,7 @@ void Connection::State::release(Stream& stream) {
   // The windows of bytes that the upstream still has: the stream's own is gone with it.
   if (stream.unconsumed > 0) nghttp2_session_consume_connection(session.get(), stream.unconsumed);
   StreamList::remove(stream);
-  stream.reset(0, now);
+  stream.reset();
   free_places.push_back(stream.place);
   if (--open == 0) idle.happens();
 }
@@ -488,10 +489,10 @@ void Connection::State::refuse(Stream& stream, const Refusal& refusal) {
   stream.role = Stream::Role::answered;
   forget_body(stream);
   StreamList::remove(stream);
-  stream.out.trailers = refusal_trailers(refusal);
+  stream.out.trailers = std::make_shared<Headers>(refusal_trailers(refusal));
   std::vector<nghttp2_nv> all{lasting(":status", "200"),
                               lasting("content-type", "application/grpc")};
-  for (const Header& each : stream.out.trailers) all.push_back(lasting(each.name, each.value));
+  for (const Header& each : *stream.out.trailers) all.push_back(lasting(each.name, each.value));
   nghttp2_submit_response(session.get(), stream.id, all.data(), all.size(), nullptr);
 }
 
@@ -507,7 +508,7 @@ void Connection::State::answer(Stream& stream, Reply reply) {
   const std::size_t size = reply.message.size() - frame_prefix(0).size();
   if (size > limits.max_message_bytes) return refuse_answer(stream, size);
   stream.role = Stream::Role::answered;
-  stream.out.trailers = answer_trailers(reply.stages, reply.queue_seconds, reply.version);
+  stream.out.trailers = trailers.of(reply.stages, reply.queue_seconds, reply.version);
   stream.out.bytes = std::move(reply.message);
   stream.out.whole = true;
   stream.unsent = stream.out.bytes.size();
@@ -545,10 +546,10 @@ ssize_t Connection::State::on_output(Stream& stream, std::uint8_t* to, std::size
   if (!stream.out.whole && count == 0) return NGHTTP2_ERR_DEFERRED;
   if (!stream.out.whole) return static_cast<ssize_t>(count);
   flags |= NGHTTP2_DATA_FLAG_EOF;
-  if (stream.out.trailers.empty()) return static_cast<ssize_t>(count);
+  if (!stream.out.trailers || stream.out.trailers->empty()) return static_cast<ssize_t>(count);
   flags |= NGHTTP2_DATA_FLAG_NO_END_STREAM;
-  const std::vector<nghttp2_nv> trailers = lasting(stream.out.trailers);
-  nghttp2_submit_trailer(session.get(), stream.id, trailers.data(), trailers.size());
+  const std::vector<nghttp2_nv> last = lasting(*stream.out.trailers);
+  nghttp2_submit_trailer(session.get(), stream.id, last.data(), last.size());
   return static_cast<ssize_t>(count);
 }
 
@@ -633,7 +634,7 @@ void Connection::State::lose(Stream& stream) {
   const Refusal refusal = unavailable("Socket closed");
   if (!stream.response_begun) return refuse(stream, refusal);
   stream.role = Stream::Role::answered;
-  stream.out.trailers = refusal_trailers(refusal);
+  stream.out.trailers = std::make_shared<Headers>(refusal_trailers(refusal));
   stream.out.whole = true;
   resume(stream);
 }
@@ -979,7 +980,7 @@ void Connection::upstream_trailers(std::int32_t id, Headers trailers) {
   Stream* stream = state_->passed(id);
   if (!stream || !stream->response_begun) return;
   stream->upstream_done = true;
-  stream->out.trailers = std::move(trailers);
+  stream->out.trailers = std::make_shared<Headers>(std::move(trailers));
   stream->out.whole = true;
   state_->resume(*stream);
 }

@@ -126,6 +126,18 @@ Headers answer_trailers(const Stages& stages, Seconds queue_seconds, const std::
   return headers;
 }
 
+const std::shared_ptr<const Headers>& AnswerTrailers::of(const Stages& stages,
+                                                         Seconds queue_seconds,
+                                                         const std::string& version) {
+  const bool same = stages == stages_ && queue_seconds == queue_seconds_ && version == version_;
+  if (headers_ && same) return headers_;
+  headers_ = std::make_shared<Headers>(answer_trailers(stages, queue_seconds, version));
+  stages_ = stages;
+  queue_seconds_ = queue_seconds;
+  version_ = version;
+  return headers_;
+}
+
 Headers refusal_trailers(const Refusal& refusal) {
   Headers headers{{"grpc-status", std::to_string(static_cast<int>(refusal.code))}};
   if (!refusal.details.empty()) {

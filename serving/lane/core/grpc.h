@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -38,6 +39,20 @@ Framing framing(std::string_view body, std::size_t max_message_bytes, bool ended
 // Trailers of an answer: grpc-status 0 and what it cost, as serving/transport.py has them
 // (server-timing, batch-size, model-version).
 Headers answer_trailers(const Stages& stages, Seconds queue_seconds, const std::string& version);
+
+// The same for one answer after the other: those of a batch that came together have the same, which
+// are written once.
+class AnswerTrailers {
+ public:
+  const std::shared_ptr<const Headers>& of(const Stages& stages, Seconds queue_seconds,
+                                           const std::string& version);
+
+ private:
+  Stages stages_;
+  Seconds queue_seconds_ = 0;
+  std::string version_;
+  std::shared_ptr<const Headers> headers_;
+};
 
 // Headers of a refusal, which are its trailers, too: grpc-status, grpc-message, pushback.
 Headers refusal_trailers(const Refusal& refusal);

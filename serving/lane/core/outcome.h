@@ -49,6 +49,10 @@ struct Stages {
   Seconds compute_output = 0;
 
   Seconds seconds() const { return compute_input + compute_infer + compute_output; }
+  bool operator==(const Stages& other) const {
+    return rows == other.rows && compute_input == other.compute_input &&
+           compute_infer == other.compute_infer && compute_output == other.compute_output;
+  }
 };
 
 // A request's rows [first, first + rows) of a batch's outputs.

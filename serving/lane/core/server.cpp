@@ -167,9 +167,10 @@ void Server::State::turn(Seconds timeout) {
   for (const epoll_event& event : ready) dispatch(event.data.u64, event.events, now);
   read_on(now);
   if (drain_asked.load() && !draining) close_listeners(now);
-  service->wake();
   look(now);
   flush(now);
+  // Last: on a machine of few cores the batch runs at once, and what is answered would wait for it.
+  service->wake();
   give_way();
   if (asked == turns_taken) return;  // nobody else writes it
   std::lock_guard lock(mutex);

@@ -30,10 +30,14 @@ std::size_t Output::take(std::uint8_t* to, std::size_t most) {
   return count;
 }
 
-void Stream::reset(std::int32_t number, Seconds now) {
+void Stream::begin(std::int32_t number, Seconds now) {
   id = number;
-  role = Role::headers;
   arrived = now;
+}
+
+void Stream::reset() {
+  id = 0;
+  role = Role::headers;
   deadline = std::numeric_limits<Seconds>::infinity();
   headers.clear();
   body.clear();

@@ -22,7 +22,7 @@ struct Output {
   std::string bytes;
   std::size_t sent = 0;
   bool whole = false;  // nothing more comes but the trailers
-  Headers trailers;
+  std::shared_ptr<const Headers> trailers;  // null: none
 
   std::size_t size() const { return bytes.size() - sent; }
   void append(std::string_view more);
@@ -39,8 +39,10 @@ struct Stream {
   };
 
   explicit Stream(std::size_t place) : place(place) {}
-  // For another call; memory stays where it was small.
-  void reset(std::int32_t number, Seconds now);
+  // Is a call's from now on.
+  void begin(std::int32_t number, Seconds now);
+  // Is no call's any more; memory stays where it was small.
+  void reset();
   // Of so many bytes that the upstream took, those by which the windows were opened before.
   std::size_t consumed_before(std::size_t bytes);
 
