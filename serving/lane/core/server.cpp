@@ -164,9 +164,10 @@ void Server::State::turn(Seconds timeout) {
   for (const epoll_event& event : ready) dispatch(event.data.u64, event.events, now);
   read_on(now);
   if (drain_asked.load() && !draining) close_listeners(now);
-  service->wake();
   look(now);
   flush(now);
+  // Last: a thread that is woken may take this one's core, and answers would wait for its batch.
+  service->wake();
   if (asked == turns_taken) return;  // nobody else writes it
   std::lock_guard lock(mutex);
   turns_taken = asked;
