@@ -24,7 +24,7 @@ struct IdFields {
 // Makes prediction ids, of any number of threads.
 class Signer {
  public:
-  // Throws std::runtime_error where OpenSSL has no random numbers.
+  // Throws std::runtime_error where OpenSSL has no SHA-256.
   explicit Signer(const std::string& key);
   ~Signer();
   // An id for each of `count` facts, joined by commas; empty for a label that is none of `classes`.

@@ -17,9 +17,8 @@ constexpr std::size_t most_window = (1u << 31) - 1;  // RFC 9113 6.9.1
 constexpr std::size_t most_acks = 1000;
 // HEADERS are followed by so many CONTINUATIONs at most (CVE-2024-28182).
 constexpr std::size_t most_continuations = 8;
-// Of a response's headers: no less than an upstream's may have. Those beyond nghttp2 would keep
-// back
-// without a word.
+// Of a response's headers: no less than an upstream's may have. Those beyond, nghttp2
+// would keep back without a word.
 constexpr std::size_t most_sent_header_bytes = 1024 * 1024;
 // nghttp2's own limit of resets is behind ours: it counts some that we cannot see.
 constexpr double reset_slack = 2;
