@@ -51,7 +51,7 @@ def measured(record: dict[str, Any]) -> list[Measured]:
             statistics.median(entry["images_per_second"][rows] for entry in result["rounds"]),
         )
         for result in record["compared"]["results"]
-        if result["contestant"] in CONTESTANTS
+        if result["contestant"] in CONTESTANTS and result["rounds"]
         for rows in IMAGES_PER_REQUEST
     ]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.pages import filled_in
-from benchmarks.serving.table import grid, judged
+from benchmarks.serving.table import grid, judged, said
 from benchmarks.serving.targets import (
     ALONE,
     BEST,
@@ -58,28 +58,29 @@ def table(record: dict[str, Any]) -> str:
             rows.append([*row, cell(name, "cpu_us", ".1f"), cell(name, "alone_p50_ms", ".2f")])
     best = [Figure(ALONE, model, "images_per_second", BEST).of(compared) for model in MODELS]
     rates_alone = ["" if each is None else f"{each:,.0f} images/s" for each in best]
-    rows.append(["ONNX Runtime alone, its best batch", *rates_alone, "", ""])
+    rows.append(["ONNX Runtime alone, the best of its batches", *rates_alone, "", ""])
     return grid(HEAD, rows)
 
 
 def targets(verdicts: list[Verdict]) -> str:
     """How many are met, and by how much the others are missed."""
     missed = [each for each in verdicts if not each.met]
-    said = f"Of {len(verdicts)} targets {len(verdicts) - len(missed)} are met."
+    counted = f"Of {len(verdicts)} targets {len(verdicts) - len(missed)} are met."
     if missed:
-        said += " Missed, [with the profile](benchmarks/results/serving-profile.md):"
+        counted += " Missed, [with the profile](benchmarks/results/serving-profile.md):"
     lines = [
-        f"- {each.text}: {each.value:.2f}, {'at most' if each.at_most else 'at least'}"
+        f"- {each.text}: {said(each.value)}, {'at most' if each.at_most else 'at least'}"
         f" {each.bound:g} asked for"
         for each in missed
     ]
-    return "\n".join([said, *lines]) + "\n"
+    return "\n".join([counted, *lines]) + "\n"
 
 
 def text(record: dict[str, Any]) -> str:
     """All that is between the marks."""
-    plan, machine = record["compared"]["plan"], record["compared"]["machine"]
-    measured = f"Medians of {plan['rounds']} rounds at commit {machine['commit']}."
+    commits = sorted({section["machine"]["commit"] for section in record.values()})
+    at = f"commit {commits[0]}" if len(commits) == 1 else f"commits {' and '.join(commits)}"
+    measured = f"Medians of {record['compared']['plan']['rounds']} rounds at {at}."
     return f"{table(record)}\n{measured} {targets(judged(record))}"
 
 

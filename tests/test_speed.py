@@ -32,7 +32,7 @@ def test_a_row_has_the_medians_of_both_models_and_nothing_where_one_was_not_meas
     shown = table({"compared": {"results": results}})
     assert "| **digits**, fp32 | 100,000 | 2,000 | 10.0 / 500.0 | 0.20 / 0.20 |" in shown
     assert "| **digits**, int8 |  | 4,000 |  / 250.0 |  / 0.20 |" in shown
-    assert "| ONNX Runtime alone, its best batch | 3,000,000 images/s |  |" in shown
+    assert "| ONNX Runtime alone, the best of its batches | 3,000,000 images/s |  |" in shown
     assert "Triton" not in shown
 
 

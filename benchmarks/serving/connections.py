@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -39,13 +39,14 @@ def connections(
         with started(contestant, model, BUILT_IN, cores) as session, ExitStack() as stack:
             session.checker.check_all()
             alone = rss_mb(session)
-            for _ in range(IDLE):
-                stack.enter_context(idle(session.port))
+            idling = [stack.enter_context(idle(session.port)) for _ in range(IDLE)]
             waiting = rss_mb(session)
             with most_rss_mb(session) as most:
                 load = h2load.load(
                     session.target(1), session.request(1), clients=BUSY, streams=1, seconds=seconds
                 )
+            for each in idling:
+                require_open(each)
             session.checker.check_all()
         found[contestant.name] = {
             "alone_mb": alone,
@@ -58,13 +59,22 @@ def connections(
 
 
 @contextmanager
-def idle(port: int) -> Iterator[None]:
+def idle(port: int) -> Iterator[socket.socket]:
     """A client that has said what HTTP/2 asks for, has heard the server's, and asks for nothing."""
     with socket.create_connection(("127.0.0.1", port), timeout=_TIMEOUT) as client:
         client.sendall(http2.opening() + http2.frame(http2.SETTINGS, http2.ACK, 0, b""))
         if not client.recv(1 << 12):
             raise http2.Broken("the server ended an idle connection")
-        yield
+        yield client
+
+
+def require_open(client: socket.socket) -> None:
+    """Raises Broken where the server ended it meanwhile."""
+    client.setblocking(False)
+    with suppress(BlockingIOError):
+        while client.recv(1 << 12):
+            pass
+        raise http2.Broken("the server ended an idle connection")
 
 
 @contextmanager

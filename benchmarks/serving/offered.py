@@ -13,6 +13,7 @@ from benchmarks.serving.measure import single_images
 from benchmarks.serving.open_loop import Offered, offer
 from benchmarks.serving.session import Session, started
 from benchmarks.serving.targets import OURS, OURS_INT8, TAIL_SHARE, TRITON
+from benchmarks.serving.wire import WrongAnswer
 
 # Of the capacity with 64 in flight; the one that is judged several times, as whatever holds a core
 # for a hundredth of the seconds is a p99.
@@ -45,10 +46,12 @@ def offered_loads(plan: Plan, save: Callable[[list[dict[str, Any]]], None]) -> l
 
 
 def offer_to(session: Session, rate: float, seconds: float) -> Offered:
-    """Single images at random times; WrongAnswer where one of the answers is."""
+    """Single images at random times; WrongAnswer where one of the answers is, or none was kept."""
     with tempfile.TemporaryDirectory() as scratch:
         found, answers = offer(
             session.target(1), session.request(1), rate=rate, seconds=seconds, scratch=Path(scratch)
         )
+    if found.latency_ms and not answers:
+        raise WrongAnswer("none of the answers was kept")
     session.checker.check_answers(answers)
     return found

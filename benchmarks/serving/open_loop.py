@@ -37,7 +37,7 @@ _PATIENCE = 60.0  # seconds beyond those of the load
 class Offered:
     """What an offered load came to; latencies in milliseconds, of the answered ones."""
 
-    offered_per_second: float  # as sent
+    offered_per_second: float  # as sent; less than was asked for where the generator was too slow
     answered_per_second: float
     statuses: dict[str, int]  # gRPC code → requests; UNANSWERED ones never came back
     latency_ms: dict[str, float]  # by percentile; empty without an answer
@@ -95,12 +95,13 @@ def summarise(
     """Requests due after the warm-up; answers per second are those that came within that time."""
     end = WARM_UP + seconds
     counted = due >= WARM_UP
+    sent = due + late  # NaN for one that was never sent
     answered = statuses == 0
     latencies = (ended - due)[counted & answered] * 1000
     within = answered & (ended >= WARM_UP) & (ended < end)
     codes = Counter(_CODES[code] for code in statuses[counted].tolist())
     return Offered(
-        offered_per_second=float(counted.sum() / seconds),
+        offered_per_second=float(((sent >= WARM_UP) & (sent < end)).sum() / seconds),
         answered_per_second=float(within.sum() / seconds),
         statuses=dict(sorted(codes.items())),
         latency_ms={f"p{p:g}": float(np.percentile(latencies, p)) for p in PERCENTILES}

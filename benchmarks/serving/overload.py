@@ -68,7 +68,7 @@ def ceiling(capacity: float, refusal_seconds: float, offered: float) -> float:
     if offered <= capacity:
         return offered
     left = 1 - offered * refusal_seconds
-    return max(0.0, left / (1 / capacity - refusal_seconds))
+    return left / (1 / capacity - refusal_seconds) if left > 0 else 0.0
 
 
 def overload(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 
@@ -91,13 +92,18 @@ def _targets(found: list[Verdict]) -> str:
         (
             each.text,
             f"{'≤' if each.at_most else '≥'} {each.bound:g}",
-            f"{each.value:.2f}",
+            said(each.value),
             "met" if each.met else "MISSED",
         )
         for each in found
     ]
     missed = "" if all(each.met for each in found) else _MISSED
     return grid(("target", "asked for", "measured", ""), rows) + missed
+
+
+def said(value: float) -> str:
+    """A figure, unless there is none."""
+    return "not measured" if math.isnan(value) else f"{value:.2f}"
 
 
 _MISSED = """
@@ -199,9 +205,14 @@ def _load(record: Record) -> str:
             )
     head = ["", "model", "capacity/s", "share", "offered/s", "answered/s", "p50 ms", "p90", "p99"]
     head += ["p99.9", "not answered", "generator late p99"]
+    failed = "".join(
+        f"\n{each['contestant']}, {each['model']}: failed: `{each['failure'].splitlines()[0]}`\n"
+        for each in record["servers"]
+        if "failure" in each
+    )
     return (
         "## Latency against offered load\n\n"
-        f"On {sentence(record['machine'])}. {_OPEN_LOOP}\n" + grid(head, rows)
+        f"On {sentence(record['machine'])}. {_OPEN_LOOP}\n" + grid(head, rows) + failed
     )
 
 
