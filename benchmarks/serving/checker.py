@@ -14,8 +14,8 @@ from benchmarks.serving.models import Model
 from benchmarks.serving.wire import Lost, NoAnswer, Probabilities, Protocol, WrongAnswer
 
 TOLERANCE = 1e-3  # of a probability; exports agree with each other to 1e-4
-# Seconds between two questions, so that the load is not theirs: while this process has the core, who
-# asks for load waits, which at 150,000 requests/s is soon a share of them.
+# Seconds between two questions, so that the load is not theirs: while this process has the core,
+# who asks for load waits, which at 150,000 requests/s is soon a share of them.
 PAUSE = 0.1
 _TIMEOUT = 30.0  # seconds for one answer
 _PATIENCE = 5.0  # seconds for one answer under load
