@@ -64,8 +64,10 @@ test: $(VENV)/.$(RUNTIME)-dev $(VENV)/.lane
 	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/interop --ignore=tests/deployment
 
 # The native lane, for this interpreter: fails where something that it needs is missing, and says what.
+# Here a warning is an error; where it is built by the way it is not, for the sake of compilers that
+# are newer than ours. Each has a directory, as the other would compile everything again.
 lane: $(VENV)/.$(RUNTIME)
-	@$(BIN)/python -m serving.lane.build
+	@$(BIN)/python -m serving.lane.build --warnings-are-errors --build-dir build/lane-strict
 	@touch $(VENV)/.lane
 
 # Its core without Python, under the sanitizers; then what needs Python, over the native transport.

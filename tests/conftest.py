@@ -102,6 +102,8 @@ BATCHERS = (
 
 # The same of a server's, for tests that are about what both promise.
 TRANSPORTS = ("grpcio", pytest.param("native", marks=pytest.mark.lane))
+# What a server logs that took the lane, which --transport auto does only where it can.
+LANE_ANSWERS = "the native lane answers ModelInfer, and grpcio all other calls"
 
 NO_CUDA = pytest.StashKey[str | None]()
 GPU_TESTS_LEFT_OUT = pytest.StashKey[int]()
@@ -176,6 +178,13 @@ def until(true: Callable[[], bool]) -> None:
     end = time.monotonic() + PATIENCE
     while not true():
         assert time.monotonic() < end
+
+
+def socket_directories(pid: int) -> set[Path]:
+    """Where grpcio listens behind the lane, in a process."""
+    lines = Path("/proc/net/unix").read_text().splitlines()
+    paths = [Path(line.split()[-1]) for line in lines if f"/grpcio-{pid}-" in line]
+    return {path.parent for path in paths}
 
 
 def once_within(seconds: float, measure: Callable[[], float]) -> bool:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import sysconfig
@@ -16,12 +17,15 @@ from typing import Any
 
 import pytest
 from conftest import (
+    LANE_ANSWERS,
     LIFETIME,
     PATIENCE,
     ROOT,
     Digits,
     Running,
     publish_classifier,
+    server_process,
+    socket_directories,
     until,
 )
 
@@ -236,6 +240,24 @@ def test_a_path_too_long_for_a_socket_is_said_in_one_line(tmp_path: Path) -> Non
     )
     assert InferenceServer(config(tmp_path, transport="grpcio"), deep, [b"k" * 32]).port == 0
     directory.close()
+
+
+def test_nobody_else_may_enter_the_directory_of_the_socket_behind_it(
+    tmp_path: Path, serve: Serve, digits: Digits
+) -> None:
+    publish_classifier(tmp_path, digits)
+    with serve(tmp_path, transport="native"):
+        directories = socket_directories(os.getpid())
+        assert directories
+        assert {stat.S_IMODE(each.stat().st_mode) for each in directories} == {0o700}
+
+
+def test_the_log_says_that_it_was_taken_where_it_is(tmp_path: Path, digits: Digits) -> None:
+    publish_classifier(tmp_path, digits)
+    arguments = ("--model-repository", str(tmp_path), "--transport", "auto")
+    with server_process(*arguments) as process:
+        said = process.wait_for(r"INFO serving: ((the native lane|grpcio) answers .*)")[1]
+    assert said == LANE_ANSWERS
 
 
 @pytest.mark.parametrize(

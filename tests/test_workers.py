@@ -12,6 +12,7 @@ import re
 import select
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -28,10 +29,12 @@ from conftest import (
     PATIENCE,
     ROOT,
     TRANSPORT,
+    TRANSPORTS,
     Digits,
     Process,
     publish_classifier,
     publish_times,
+    socket_directories,
     times_request,
     under_load,
     until,
@@ -330,6 +333,44 @@ def stop_and_check_drain(workers: Workers, stop: Callable[[int], None]) -> None:
     assert workers.process.finish() == 0
     assert workers.process.log[-1].endswith("drained\n")
     assert not [line for line in workers.process.log if "ERROR" in line or "Traceback" in line]
+
+
+def loopbacks() -> list[str]:
+    """This machine's own addresses, one of each family that it has."""
+    with contextlib.suppress(OSError), socket.create_server(("::1", 0), family=socket.AF_INET6):
+        return ["127.0.0.1", "[::1]"]
+    return ["127.0.0.1"]
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_on_every_address_of_the_machine_all_workers_answer_on_each(
+    repository: Path, transport: str
+) -> None:
+    options = ("--host", "0.0.0.0", "--transport", transport, "--access-log", "1")
+    with supervised(repository, *options) as process:
+        workers = process.started()
+        port = workers.process.address.rpartition(":")[2]
+        for host in loopbacks():
+            workers.process.address = f"{host}:{port}"
+            with workers.connections() as stubs:
+                for stub in stubs:
+                    request = times_request(1)
+                    request.id = host
+                    assert stub.ModelInfer(request, timeout=PATIENCE).id == host
+        workers.process.popen.send_signal(signal.SIGTERM)
+        assert workers.process.finish() == 0
+    log = "".join(workers.process.log)
+    answered = set(re.findall(r" serving\.access\[(\d)\]: .* request_id=(\S+)", log))
+    assert answered == {(number, host) for number in "01" for host in loopbacks()}
+
+
+@pytest.mark.lane
+def test_nobody_else_may_enter_the_directory_of_the_workers_sockets(repository: Path) -> None:
+    with supervised(repository, "--transport", "native") as process:
+        workers = process.started()
+        places = [socket_directories(pid) for pid in workers.pids.values()]
+        assert all(places)
+        assert {stat.S_IMODE(each.stat().st_mode) for each in set.union(*places)} == {0o700}
 
 
 def test_workers_end_by_themselves_when_the_supervisor_is_killed(repository: Path) -> None:

@@ -27,7 +27,8 @@ CMAKE = (3, 22)
 # A header, and the Debian package that brings it.
 HEADERS = {"nghttp2/nghttp2.h": "libnghttp2-dev", "openssl/ssl.h": "libssl-dev"}
 BRINGS = "it answers ModelInfer many times faster, and grpcio serves without it"
-
+# Lines of what a compiler said, where grpcio is as good: its errors come last.
+TOLD = 20
 
 IMPORT = """
 import importlib.util, sys
@@ -44,7 +45,10 @@ def main(argv: Sequence[str]) -> int:
     """Build, and say so in a line; 1 where that cannot be, 0 all the same with --if-possible."""
     parser = argparse.ArgumentParser(prog="python -m serving.lane.build", description=__doc__)
     parser.add_argument(
-        "--if-possible", action="store_true", help="succeed where something needed is missing"
+        "--if-possible", action="store_true", help="succeed also where it cannot be built"
+    )
+    parser.add_argument(
+        "--warnings-are-errors", action="store_true", help="for whoever works on the lane"
     )
     parser.add_argument(
         "--build-dir", type=Path, default=BUILD, metavar="DIR", help="what is kept between builds"
@@ -60,11 +64,25 @@ def main(argv: Sequence[str]) -> int:
         print(refusal(missing), file=sys.stderr)
         return 0 if arguments.if_possible else 1
     try:
-        build(arguments.build_dir.resolve(), arguments.debug_info)
+        build(arguments.build_dir.resolve(), arguments.debug_info, arguments.warnings_are_errors)
     except BuildError as error:
-        print(error, file=sys.stderr)
-        print("the native lane is not built: what is above failed", file=sys.stderr)
+        return failed(str(error), arguments.if_possible)
+    return 0
+
+
+def failed(said: str, if_possible: bool) -> int:
+    """Show what was said, or the end of it where grpcio is to serve instead; the exit status.
+
+    There, a module that is left of older sources goes: it would be loaded with Python of these.
+    """
+    shown = said.splitlines()
+    print(*(shown[-TOLD:] if if_possible else shown), sep="\n", file=sys.stderr)
+    refused = "the native lane is not built: what is above failed"
+    if not if_possible:
+        print(refused, file=sys.stderr)
         return 1
+    (HERE / MODULE).unlink(missing_ok=True)
+    print(f"{refused} (all of it: python -m serving.lane.build); {BRINGS}", file=sys.stderr)
     return 0
 
 
@@ -74,11 +92,16 @@ def refusal(missing: Sequence[tuple[str, str]]) -> str:
     packages = " ".join(way for _, way in missing if not way.startswith("pip "))
     ways = [f"Debian: apt-get install {packages}"] if packages else []
     ways += [way for _, way in missing if way.startswith("pip ")]
-    return f"the native lane is not built: no {whats} ({'; '.join(ways)}); {BRINGS}"
+    brought = f" ({'; '.join(ways)})" if ways else ""
+    return f"the native lane is not built: no {whats}{brought}; {BRINGS}"
 
 
-def lacking() -> Iterator[tuple[str, str]]:
-    """What is missing, and what brings it: packages of Debian, or a command of pip's."""
+def lacking(platform: str = sys.platform) -> Iterator[tuple[str, str]]:
+    """What is missing, and what brings it: packages of Debian, a command of pip's, or nothing."""
+    if platform != "linux":
+        # It stands on epoll and eventfd.
+        yield "Linux, which it is for", ""
+        return
     if not has_cmake():
         yield f"CMake {'.'.join(map(str, CMAKE))} or later", "cmake"
     if shutil.which("make") is None and "CMAKE_GENERATOR" not in os.environ:
@@ -132,14 +155,15 @@ def has_cmake() -> bool:
     return found is not None and (int(found[1]), int(found[2])) >= CMAKE
 
 
-def build(directory: Path, debug_info: bool = False) -> None:
+def build(directory: Path, debug_info: bool, warnings_are_errors: bool) -> None:
     """Compile what changed, and put the module beside this file. Raises BuildError."""
     start = time.monotonic()
     command = compiler()
     assert command is not None
     if not (HERE / MODULE).exists():
         print(f"building the native lane with {version(command)} ...", flush=True)
-    configure(directory, command, "RelWithDebInfo" if debug_info else "Release")
+    build_type = "RelWithDebInfo" if debug_info else "Release"
+    configure(directory, command, build_type, warnings_are_errors)
     run("cmake", "--build", directory, "--target", "native", "--parallel", str(cpus()))
     if install(checked(directory / MODULE), HERE / MODULE):
         seconds = time.monotonic() - start
@@ -148,12 +172,15 @@ def build(directory: Path, debug_info: bool = False) -> None:
         print("the native lane: built already")
 
 
-def configure(directory: Path, command: Sequence[str], build_type: str) -> None:
+def configure(
+    directory: Path, command: Sequence[str], build_type: str, warnings_are_errors: bool
+) -> None:
     """Have CMake look around; it does so by itself later on, where its files changed."""
     options = {
         "CMAKE_BUILD_TYPE": build_type,
         "CMAKE_CXX_COMPILER": shutil.which(command[0]) or command[0],
         "CMAKE_CXX_FLAGS": shlex.join(command[1:]),
+        "LANE_WERROR": "ON" if warnings_are_errors else "OFF",
         "Python_EXECUTABLE": sys.executable,
         "pybind11_DIR": pybind11_directory(),
     }

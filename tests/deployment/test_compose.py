@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from conftest import LANE_ANSWERS
 from containers import ROOT, docker, run, until
 from stack import MODEL, PUBLISHED, Stack, stack, tally
 from test_prometheus import BOARDS, DRIFT_JUDGED, VARIABLES, has_data, wait_for_rules, wait_until
@@ -56,6 +57,7 @@ def test_one_command_trains_serves_and_watches(served: Served) -> None:
     assert healthy == {"serving": "healthy", "prometheus": "healthy"}
     finished = states["train"]["FinishedAt"], states["serving"]["StartedAt"]
     assert finished == tuple(sorted(finished))
+    assert LANE_ANSWERS in served.stack.logs("serving")
     with Client(served.stack.address) as client:
         told = {each.model for each in client.quality()}
     assert told == set(PUBLISHED)

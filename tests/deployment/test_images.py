@@ -16,7 +16,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-from conftest import SLOW_SIZE, publish_slow
+from conftest import LANE_ANSWERS, SLOW_SIZE, publish_slow
 from containers import (
     ANYBODY,
     HARDENED,
@@ -201,6 +201,10 @@ def test_the_network_that_it_serves_in_leads_nowhere_else(stack: Stack) -> None:
 def test_process_1_is_the_server(stack: Stack) -> None:
     command = stack.server.execute("cat", "/proc/1/cmdline").split("\0")
     assert command[:3] == ["python", "-m", "serving"]
+
+
+def test_the_native_lane_answers_in_it(stack: Stack) -> None:
+    assert LANE_ANSWERS in stack.server.logs
 
 
 def test_its_log_has_no_warning_and_no_line_that_is_not_its_own(stack: Stack) -> None:

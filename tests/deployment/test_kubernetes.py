@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import kubectl
 import pytest
 from client_pods import holdout, run, run_script, start_load, stop_load, tally
+from conftest import LANE_ANSWERS
 from digits_namespace import (
     REPLICAS,
     create,
@@ -111,6 +112,11 @@ def test_the_training_job_fills_the_volume_and_two_replicas_serve_what_it_publis
     pods = serving_pods(cluster)
     assert len(pods) == REPLICAS
     assert served == {(pod, model, VERSION): 1.0 for pod in pods for model in MODELS}
+
+
+def test_the_native_lane_answers_in_each_replica(cluster: Cluster) -> None:
+    for pod in serving_pods(cluster):
+        assert LANE_ANSWERS in cluster.run("logs", pod)
 
 
 def test_a_replica_is_unprivileged_writes_to_tmp_only_and_has_no_token(cluster: Cluster) -> None:
