@@ -6,19 +6,52 @@ Beside this, the whole suite runs over either: DIGITS_TRANSPORT says which.
 from __future__ import annotations
 
 import itertools
+import re
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
-from conftest import ECHO_TYPES, PATIENCE, Digits, Running, publish_classifier, publish_echo
+from conftest import (
+    ECHO_TYPES,
+    LIFETIME,
+    PATIENCE,
+    Digits,
+    Running,
+    publish_classifier,
+    publish_echo,
+    publish_slow,
+    slow_request,
+    until,
+)
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
+from test_errors import subclasses
+from test_load_metrics import lookup, publish_lookup
 
+from serving.errors import (
+    BatcherClosed,
+    DeadlineExceeded,
+    Draining,
+    InvalidInput,
+    LoadFailed,
+    ModelFailed,
+    ModelNotFound,
+    ModelNotReady,
+    NoRoom,
+    NotAllowed,
+    NotSupported,
+    Overloaded,
+    QueueFull,
+    RequestCancelled,
+    ServingError,
+)
 from serving.pb import digits_pb2, digits_pb2_grpc
 from serving.pb import inference_pb2 as pb
 
@@ -30,6 +63,8 @@ INFER = "/inference.GRPCInferenceService/ModelInfer"
 NUMBERS = {name: kind for name, kind in ECHO_TYPES.items() if name != "BYTES"}
 # Of an answer; the values differ, as time does.
 TIMES = ("server-timing",)
+# What a request that failed is called in the log, where its caller has given it no id: a UUID.
+MADE_UP = re.compile(r"\(request [0-9a-f]{12}4[0-9a-f]{3}[89ab][0-9a-f]{15}\)")
 
 
 @dataclass(frozen=True)
@@ -45,13 +80,16 @@ class Heard:
 
 
 @pytest.fixture(scope="module")
-def both(
-    tmp_path_factory: pytest.TempPathFactory, serve: Serve, digits: Digits
-) -> Iterator[tuple[Running, Running]]:
-    """The same models behind grpcio alone, and behind the lane."""
+def models(tmp_path_factory: pytest.TempPathFactory, digits: Digits) -> Path:
     path = tmp_path_factory.mktemp("models")
     publish(path, digits)
-    with serve_both(path, serve) as running:
+    return path
+
+
+@pytest.fixture(scope="module")
+def both(models: Path, serve: Serve) -> Iterator[tuple[Running, Running]]:
+    """The same models behind grpcio alone, and behind the lane."""
+    with serve_both(models, serve) as running:
         yield running
 
 
@@ -61,6 +99,7 @@ def publish(path: Path, digits: Digits) -> None:
     publish_echo(path, "matrix", (-1, -1, 2), {"FP32": ECHO_TYPES["FP32"]})
     publish_echo(path, "texts", (-1, 3))
     publish_echo(path, "fixed", (2, 3))
+    publish_lookup(path)
 
 
 @contextmanager
@@ -86,7 +125,8 @@ def heard(running: Running, message: bytes, **options: Any) -> Heard:
         ids = len(response.parameters.pop("prediction_ids").string_param.split(","))
     initial = [(k, str(v)) for k, v in call.initial_metadata()]
     trailing = [(k, "" if k in TIMES else str(v)) for k, v in call.trailing_metadata()]
-    return Heard(code, call.details() or "", initial, sorted(trailing), response, ids)
+    details = MADE_UP.sub("(request made up)", call.details() or "")
+    return Heard(code, details, initial, sorted(trailing), response, ids)
 
 
 def images(count: int, **changes: Any) -> Case:
@@ -161,6 +201,15 @@ def texts(digits: Digits) -> pb.ModelInferRequest:
             values: list[Any] = [b"drei", b"", b"7"] if name == "BYTES" else [1, 0, 1]
             getattr(given.contents, field[name]).extend(values)
     return made
+
+
+def looked_up(place: int, name: str = "") -> Case:
+    def request(digits: Digits) -> pb.ModelInferRequest:
+        made = lookup(place)
+        made.id = name
+        return made
+
+    return request
 
 
 def classification(count: Any) -> Case:
@@ -241,6 +290,9 @@ CASES: dict[str, Case] = {
     "shared memory": changed(
         lambda r: setattr(r.inputs[0].parameters["shared_memory_region"], "string_param", "here")
     ),
+    "a number that the table has": looked_up(3),
+    "a failing model": looked_up(9),
+    "a failing model and an id": looked_up(9, "mine"),
 }
 
 
@@ -298,6 +350,288 @@ def test_both_know_no_other_methods(both: tuple[Running, Running], method: str) 
         told.append((call.code(), call.details()))
     assert told[0] == told[1]
     assert told[0][0] is grpc.StatusCode.UNIMPLEMENTED
+
+
+# Every error that a request can meet
+
+
+@dataclass(frozen=True)
+class Met:
+    """How a call comes to be refused, by a server with these options; and what it hears."""
+
+    refused: Callable[[Running, Digits], Any]
+    status: str
+    text: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def send(running: Running, request: pb.ModelInferRequest) -> Any:
+    return running.stub.ModelInfer.future(request, timeout=LIFETIME)
+
+
+def gauge(running: Running, name: str) -> float:
+    text = urllib.request.urlopen(running.metrics_url, timeout=PATIENCE).read().decode()
+    samples = (s for family in text_string_to_metric_families(text) for s in family.samples)
+    return sum(s.value for s in samples if s.name == f"inference_{name}")
+
+
+def at_once(case: Case) -> Callable[[Running, Digits], Any]:
+    return lambda running, digits: send(running, case(digits))
+
+
+def one_more_than(count: int) -> Callable[[Running, Digits], Any]:
+    """So many wait for company, which comes to none of them."""
+
+    def refused(running: Running, digits: Digits) -> Any:
+        calls = [send(running, images(1)(digits)) for _ in range(count)]
+        until(lambda: gauge(running, "pending_requests") == count)
+        calls.append(send(running, images(1)(digits)))
+        calls[-1].code()  # the others are cancelled with the last mention of them
+        return calls[-1]
+
+    return refused
+
+
+def after_its_model(running: Running, digits: Digits) -> Any:
+    running.server.inference.admin.unload("classifier")
+    return send(running, images(1)(digits))
+
+
+def with_its_model(running: Running, digits: Digits) -> Any:
+    """The last of those that wait, while another runs for longer than the server has patience."""
+    calls = [send(running, slow_request()) for _ in range(8)]
+    until(lambda: 4 <= gauge(running, "pending_requests") < gauge(running, "in_flight_requests"))
+    running.server.inference.admin.unload("slow")
+    return next(call for call in calls if call.code() is not grpc.StatusCode.OK)
+
+
+WAITING: dict[str, Any] = {"max_queue_delay": LIFETIME, "drain_timeout": 0.1}
+EXPLICIT: dict[str, Any] = {"model_control_mode": "explicit", "drain_timeout": 0.01}
+MET: dict[type[ServingError], Met] = {
+    ModelNotFound: Met(
+        at_once(images(1, model_name="nobody")), "NOT_FOUND", "model 'nobody' is unknown"
+    ),
+    ModelNotReady: Met(
+        after_its_model,
+        "UNAVAILABLE",
+        "model 'classifier' version 1 is not served: was unloaded",
+        {**EXPLICIT, "load_model": ("classifier",)},
+    ),
+    BatcherClosed: Met(
+        with_its_model,
+        "UNAVAILABLE",
+        "the version was unloaded before the request could run",
+        {**EXPLICIT, "load_model": ("slow",), "max_batch_size": 1},
+    ),
+    InvalidInput: Met(
+        at_once(images(9)),
+        "INVALID_ARGUMENT",
+        "the request has 9 rows, at most 8 are allowed",
+    ),
+    QueueFull: Met(
+        one_more_than(4),
+        "RESOURCE_EXHAUSTED",
+        "4 requests are already waiting",
+        {**WAITING, "max_queue_size": 4},
+    ),
+    Overloaded: Met(
+        one_more_than(3),
+        "RESOURCE_EXHAUSTED",
+        "the server is overloaded",
+        {**WAITING, "max_in_flight": 3},
+    ),
+    DeadlineExceeded: Met(
+        at_once(parameter("timeout", uint64_param=1)),
+        "DEADLINE_EXCEEDED",
+        "the deadline passed before the request could run",
+    ),
+    ModelFailed: Met(
+        at_once(looked_up(9, "mine")), "INTERNAL", "the model failed; the server's log says why"
+    ),
+}
+NEVER_HEARD: dict[type[ServingError], str] = {
+    NoRoom: "its subclasses are what is raised",
+    Draining: "of streams that go on: a client calls nobody who says that he ends",
+    RequestCancelled: "who has gone away hears nothing",
+    NotAllowed: "of administration",
+    LoadFailed: "of administration",
+    NotSupported: "of the methods for shared memory",
+}
+
+
+def test_every_serving_error_is_one_that_a_call_meets_or_never_hears() -> None:
+    assert sorted([*MET, *NEVER_HEARD], key=str) == sorted(subclasses(ServingError), key=str)
+
+
+@pytest.mark.parametrize("kind", MET, ids=lambda kind: kind.__name__)
+def test_both_tell_the_same_error_by_the_same_words(
+    kind: type[ServingError],
+    models: Path,
+    tmp_path: Path,
+    serve: Serve,
+    both: tuple[Running, Running],
+    digits: Digits,
+) -> None:
+    met = MET[kind]
+    if met.refused is with_its_model:  # one that the others need not wait for
+        publish_slow(tmp_path)
+        models = tmp_path
+    with serve_both(models, serve, **met.options) if met.options else nullcontext(both) as servers:
+        for running in servers:
+            call = met.refused(running, digits)
+            assert (call.code().name, call.details()) == (met.status, met.text)
+
+
+def test_who_gave_no_id_is_told_what_to_look_for_in_the_log(
+    both: tuple[Running, Running],
+) -> None:
+    for running in both:
+        details = heard(running, lookup(9).SerializeToString()).details
+        assert details == f"{MET[ModelFailed].text} (request made up)"
+
+
+# Whatever is asked
+
+
+def set_field(request: pb.ModelInferRequest, name: str, value: str) -> None:
+    setattr(request, name, value)
+
+
+def set_input(request: pb.ModelInferRequest, place: int, name: str, value: str) -> None:
+    if request.inputs:
+        setattr(request.inputs[place % len(request.inputs)], name, value)
+
+
+def set_shape(request: pb.ModelInferRequest, place: int, shape: list[int]) -> None:
+    if request.inputs:
+        sizes = request.inputs[place % len(request.inputs)].shape
+        del sizes[:]
+        sizes.extend(shape)
+
+
+def set_size(request: pb.ModelInferRequest, place: int, axis: int, size: int) -> None:
+    if request.inputs and (shape := request.inputs[place % len(request.inputs)].shape):
+        shape[axis % len(shape)] = size
+
+
+def add_bytes(request: pb.ModelInferRequest, place: int, count: int) -> None:
+    """Or take some away."""
+    contents = request.raw_input_contents
+    if contents:
+        raw = contents[place % len(contents)]
+        contents[place % len(contents)] = raw[:count] if count < 0 else raw + bytes(count)
+
+
+def add_input(request: pb.ModelInferRequest, place: int, raw: bool) -> None:
+    if request.inputs:
+        request.inputs.append(request.inputs[place % len(request.inputs)])
+    if raw:
+        request.raw_input_contents.append(b"more")
+
+
+def drop_input(request: pb.ModelInferRequest, place: int, raw: bool) -> None:
+    if request.inputs:
+        del request.inputs[place % len(request.inputs)]
+    if raw and request.raw_input_contents:
+        del request.raw_input_contents[place % len(request.raw_input_contents)]
+
+
+def add_output(request: pb.ModelInferRequest, name: str, classes: int) -> None:
+    output = request.outputs.add(name=name)
+    if classes:
+        output.parameters["classification"].int64_param = classes
+
+
+def add_parameter(request: pb.ModelInferRequest, name: str, kind: str, value: Any) -> None:
+    setattr(request.parameters[name], kind, value)
+
+
+# Those that are answered; what is asked is one of them, changed.
+RIGHT = (
+    "one image",
+    "as many as a batch may have",
+    "the two top classes",
+    "outputs in another order",
+    "typed contents",
+    "every datatype, last input first",
+    "a flexible shape",
+    "nothing of a flexible shape",
+    "a number that the table has",
+)
+KNOWN = ("", "1", "images", "in_FP32", "in_INT8", "classifier", "matrix", "FP32", "UINT8", "BYTES")
+TEXTS = st.sampled_from(KNOWN) | st.text(max_size=6)
+PLACES = st.integers(0, 11)
+SIZES = st.sampled_from([-1, 0, 1, 2, 3, 8, 9, 28, 784, 2**31, 2**61, 2**62, 2**63 - 1])
+OUTPUTS = st.sampled_from(["probabilities", "labels", "out_FP32", "number"]) | TEXTS
+# Of time-outs, only those that have passed by now, and those that never will.
+TIMEOUTS = st.sampled_from(
+    [
+        ("int64_param", 0),
+        ("int64_param", 1),
+        ("int64_param", -1),
+        ("int64_param", 2**63 - 1),
+        ("uint64_param", 2**64 - 1),
+        ("string_param", "60000000"),
+        ("string_param", "soon"),
+        ("double_param", 1.5),
+    ]
+)
+VALUES = st.one_of(
+    st.tuples(st.just("int64_param"), st.sampled_from([-(2**63), -1, 0, 1, 77, 2**63 - 1])),
+    st.tuples(st.just("uint64_param"), st.sampled_from([0, 1, 77, 2**64 - 1])),
+    st.tuples(st.just("string_param"), TEXTS),
+    st.tuples(st.just("bool_param"), st.booleans()),
+    st.tuples(st.just("double_param"), st.floats()),
+)
+NAMES = st.sampled_from(["priority", "sequence_id"]) | TEXTS
+CHANGES: st.SearchStrategy[tuple[Any, ...]] = st.one_of(
+    st.tuples(st.just(set_field), st.sampled_from(["model_name", "model_version", "id"]), TEXTS),
+    st.tuples(st.just(set_input), PLACES, st.sampled_from(["name", "datatype"]), TEXTS),
+    st.tuples(st.just(set_shape), PLACES, st.lists(SIZES, max_size=4)),
+    st.tuples(st.just(set_size), PLACES, PLACES, SIZES),
+    st.tuples(st.just(add_bytes), PLACES, st.integers(-9, 9)),
+    st.tuples(st.just(add_input), PLACES, st.booleans()),
+    st.tuples(st.just(drop_input), PLACES, st.booleans()),
+    st.tuples(st.just(add_output), OUTPUTS, st.integers(-1, 3)),
+    st.builds(lambda name, value: (add_parameter, name, *value), NAMES, VALUES),
+    st.builds(lambda value: (add_parameter, "timeout", *value), TIMEOUTS),
+)
+DAMAGE = st.lists(st.tuples(st.integers(0, 200), st.integers(1, 255)), max_size=3)
+
+
+def damaged(message: bytes, flips: list[tuple[int, int]], end: int | None) -> bytes:
+    """Bits of some bytes flipped, all beyond `end` cut off."""
+    changed = bytearray(message)
+    for place, bits in flips:
+        if changed:
+            changed[place % len(changed)] ^= bits
+    return bytes(changed[:end])
+
+
+@settings(max_examples=200)
+@given(
+    name=st.sampled_from(RIGHT),
+    changes=st.lists(CHANGES, max_size=3),
+    flips=st.just([]) | DAMAGE,
+    end=st.none() | st.none() | st.integers(0, 900),
+)
+def test_both_answer_the_same_whatever_is_asked(
+    both: tuple[Running, Running],
+    digits: Digits,
+    name: str,
+    changes: list[tuple[Any, ...]],
+    flips: list[tuple[int, int]],
+    end: int | None,
+) -> None:
+    request = CASES[name](digits)
+    for change, *arguments in changes:
+        change(request, *arguments)
+    message = request.SerializeToString()
+    if "timeout" not in request.parameters:  # or it might be one that passes now and then
+        message = damaged(message, flips, end)
+    plain, native = (heard(running, message) for running in both)
+    event(plain.code.name)
+    assert native == plain
 
 
 # What is counted, and what feedback makes of the answers
