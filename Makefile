@@ -26,9 +26,9 @@ MODEL_REPOSITORY ?= models
 TORCHSERVE_ARGUMENTS = --model-repository $(MODEL_REPOSITORY) $(if $(MODELS),--models $(MODELS))
 
 # The tests of servers that `make test` runs over grpcio alone; `make lane-python` runs them over the
-# lane. The others take each transport in turn: test_overload, test_tls, test_transports.
+# lane. The others take each transport in turn, or name one; test_architecture.py misses none.
 LANE_TESTS ?= $(patsubst %,tests/test_%.py,access admin client control digits_service drift_serving \
-  feedback_workers healthcheck load load_metrics logs parity probe prometheus protocol reload server \
+  feedback_workers healthcheck load load_metrics logs parity probe prometheus protocol server \
   tracing workers)
 # And those that are run over a module with AddressSanitizer in it, by `make lane-asan-python`.
 LANE_ASAN_TESTS ?= tests/test_native_batcher.py tests/test_batcher.py tests/test_transports.py tests/test_reload.py \

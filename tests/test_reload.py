@@ -13,10 +13,11 @@ SWAPS = 12
 
 @pytest.mark.parametrize("policy", ["latest:1", "latest:2"])
 def test_no_request_fails_while_versions_are_published_and_deleted(
-    tmp_path: Path, policy: str
+    tmp_path: Path, policy: str, transport: str
 ) -> None:
     versions = [publish_times(tmp_path)]
-    with running_server(tmp_path, poll_interval=0.05, version_policy=policy) as running:
+    options = {"poll_interval": 0.05, "version_policy": policy}
+    with running_server(tmp_path, transport=transport, **options) as running:
         with under_load(running.address, clients=4) as load:
             for number in range(2, SWAPS + 2):
                 versions.append(publish_times(tmp_path))
@@ -27,10 +28,13 @@ def test_no_request_fails_while_versions_are_published_and_deleted(
         assert load.versions == {str(number) for number in range(1, SWAPS + 2)}
 
 
-def test_no_request_fails_when_several_instances_and_buckets_are_swapped(tmp_path: Path) -> None:
+def test_no_request_fails_when_several_instances_and_buckets_are_swapped(
+    tmp_path: Path, transport: str
+) -> None:
     publish_times(tmp_path)
     options = {"instance_count": 2, "max_batch_size": 8, "batch_buckets": (1, 4, 8)}
-    with running_server(tmp_path, poll_interval=0.05, max_queue_delay=0.002, **options) as running:
+    options |= {"poll_interval": 0.05, "max_queue_delay": 0.002}
+    with running_server(tmp_path, transport=transport, **options) as running:
         with under_load(running.address, clients=4) as load:
             for number in range(2, SWAPS + 2):
                 publish_times(tmp_path)
