@@ -364,8 +364,8 @@ class ServerConfig:
         metadata=_about(
             "network",
             "how long a request may stop arriving, or come at less than 500 bytes a second, until"
-            " it is reset; and a client may leave its answers unread, until its connection is"
-            " closed; over the native transport only",
+            " it is reset; and a client may leave its answers unread, or read them as slowly, until"
+            " its connection is closed; over the native transport only",
             unit="seconds",
             bounds=(1, 3600),
         ),

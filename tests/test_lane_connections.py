@@ -4,6 +4,7 @@ grpcio does. Frames are made by hand, as RFC 9113 has them.
 
 from __future__ import annotations
 
+import gzip
 import socket
 import struct
 import threading
@@ -13,10 +14,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
-from conftest import PATIENCE, Digits, Running, publish_classifier, until
+from conftest import LIFETIME, PATIENCE, Digits, Running, publish_classifier, until
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.pb import inference_pb2 as pb
@@ -234,6 +236,47 @@ def test_a_peer_without_a_window_keeps_its_answer_waiting_and_nobody_else_s(
         assert next(each for each in peer.frames() if each.stream == 1).kind == HEADERS
         peer.send(frame(SETTINGS, 0, 0, struct.pack("!HI", INITIAL_WINDOW_SIZE, 65535)))
         assert peer.answer(1)[-1].ends_stream
+
+
+def compressed_call(stream: int, message: bytes) -> bytes:
+    """A ModelInfer that the lane passes on."""
+    packed = gzip.compress(message)
+    headers = block(INFER, ("grpc-encoding", "gzip"))
+    data = struct.pack("!BI", 1, len(packed)) + packed
+    return frame(HEADERS, END_HEADERS, stream, headers) + frame(DATA, END_STREAM, stream, data)
+
+
+def test_peers_without_a_window_take_no_room_from_others(
+    tmp_path: Path, serve: Serve, digits: Digits, message: bytes
+) -> None:
+    publish_classifier(tmp_path, digits)
+    no_window = struct.pack("!HI", INITIAL_WINDOW_SIZE, 0)
+    # Nobody is let go: room is there as grpcio has answered.
+    options: dict[str, Any] = {"max_in_flight": 3, "stall_timeout": LIFETIME}
+    with (
+        serve(tmp_path, transport="native", **options) as running,
+        Peer(running, no_window) as peer,
+    ):
+        peer.send(*(compressed_call(stream, message) for stream in (1, 3, 5)))
+        begun = (each.stream for each in peer.frames() if each.kind == HEADERS)
+        assert {next(begun) for _ in range(3)} == {1, 3, 5}
+        infer = running.channel.unary_unary(INFER, bytes, bytes)
+        until(lambda: infer.future(message, timeout=PATIENCE).code() is grpc.StatusCode.OK)
+
+
+def test_a_peer_that_does_not_read_what_grpcio_answers_is_let_go(
+    tmp_path: Path, serve: Serve, digits: Digits, message: bytes
+) -> None:
+    publish_classifier(tmp_path, digits)
+    no_window = struct.pack("!HI", INITIAL_WINDOW_SIZE, 0)
+    with (
+        serve(tmp_path, transport="native", stall_timeout=1.0) as running,
+        others_are_served(running, message),
+        Peer(running, no_window) as peer,
+    ):
+        peer.send(compressed_call(1, message))
+        assert not any(each.ends_stream for each in peer.frames())  # and the other side closes
+        assert counted(running, "connections_dropped_total", reason="stalled") == 1
 
 
 @pytest.mark.parametrize(

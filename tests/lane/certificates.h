@@ -46,10 +46,15 @@ class Authority {
     write(file(), *certificate_);
   }
   std::string file() const { return directory_.file("ca.pem"); }
-  // Writes NAME.pem, for the names such as "DNS:localhost", and NAME.key; where NAME.pem is.
+  // Writes NAME.pem, for the names such as "DNS:localhost", and NAME.key; where NAME.pem is. The
+  // common name is NAME, too, unless it is given, in UTF-8.
   std::string sign(const std::string& name, const std::string& names) const {
+    return sign(name, names, name);
+  }
+  std::string sign(const std::string& name, const std::string& names,
+                   const std::string& common_name) const {
     const KeyPtr key(EVP_PKEY_Q_keygen(nullptr, nullptr, "EC", "P-256"));
-    write(directory_.file(name + ".pem"), *make(name, names, *key, false));
+    write(directory_.file(name + ".pem"), *make(common_name, names, *key, false));
     const std::unique_ptr<std::FILE, FreeCertificate> file(
         std::fopen(directory_.file(name + ".key").c_str(), "w"));
     REQUIRE(PEM_write_PrivateKey(file.get(), key.get(), nullptr, nullptr, 0, nullptr, nullptr));
@@ -64,7 +69,7 @@ class Authority {
     ASN1_INTEGER_set(X509_get_serialNumber(made.get()), ++serial_);
     X509_gmtime_adj(X509_getm_notBefore(made.get()), -3600);
     X509_gmtime_adj(X509_getm_notAfter(made.get()), 3600);
-    X509_NAME_add_entry_by_txt(X509_get_subject_name(made.get()), "CN", MBSTRING_ASC,
+    X509_NAME_add_entry_by_txt(X509_get_subject_name(made.get()), "CN", MBSTRING_UTF8,
                                reinterpret_cast<const unsigned char*>(name.c_str()), -1, -1, 0);
     X509* issuer = ca ? made.get() : certificate_.get();
     X509_set_issuer_name(made.get(), X509_get_subject_name(issuer));

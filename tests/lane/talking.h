@@ -81,6 +81,8 @@ struct Talk {
   ~Talk() {
     connection.reset();
     CHECK(serving.service->buffered == 0);
+    CHECK(serving.service->unsent == 0);
+    CHECK(serving.service->inside() == serving.service->in_flight());
   }
 
   // What the client has to say reaches the connection.

@@ -169,7 +169,7 @@ TEST_CASE("Where there is no room a request is refused before its body is read")
   CHECK(status_of(talk.got(first)) == "0");
 }
 
-TEST_CASE("A ModelInfer call that was passed on takes room until it ends") {
+TEST_CASE("A ModelInfer call that was passed on takes room until it is answered") {
   Talk talk({}, {}, 1);
   const auto first = talk.client.infer(times_request({1.0f}, "unknown"));
   talk.exchange();

@@ -3,6 +3,7 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <string>
@@ -16,6 +17,8 @@ using namespace lane;
 namespace {
 
 constexpr auto calm = NGHTTP2_ENHANCE_YOUR_CALM;
+
+Headers compressed_headers() { return with(infer_headers(), "grpc-encoding", "gzip"); }
 
 Headers other_headers() {
   return with(infer_headers(), ":path", "/inference.GRPCInferenceService/ModelStreamInfer");
@@ -242,11 +245,12 @@ struct Crowd {
   }
 
   struct Member {
+    explicit Member(const Http2Client::Options& options) : client(options) {}
     Http2Client client;
     std::unique_ptr<Connection> connection;
   };
-  Member& connect() {
-    auto member = std::make_unique<Member>();
+  Member& connect(const Http2Client::Options& options = {}) {
+    auto member = std::make_unique<Member>(options);
     member->connection = std::make_unique<Connection>(
         members.size(), Peer{"ipv4:10.0.0.9:5000", ""}, limits, *serving.service, nullptr, 1000);
     members.push_back(std::move(member));
@@ -275,6 +279,17 @@ struct Crowd {
     member.connection->finish(id, std::move(finished.result));
     exchange(member);
     return member.client[id].trailers.at("grpc-status") == "0";
+  }
+
+  // A request is let in, and its answer is on its way.
+  bool let_in(Member& member, const std::string& message) {
+    const auto id = member.client.infer(message);
+    exchange(member);
+    if (member.client[id].ended) return false;
+    Finished finished = serving.outbox->take();
+    member.connection->finish(id, std::move(finished.result));
+    exchange(member);
+    return true;
   }
 
   const Limits limits;
@@ -360,8 +375,7 @@ TEST_CASE("What a connection keeps is nobody's when it is gone") {
 
 TEST_CASE("A ModelInfer call that is passed on does not stall either, but streams may be silent") {
   Talk talk;
-  const Headers compressed = with(infer_headers(), "grpc-encoding", "gzip");
-  const auto stuck = talk.client.request(compressed, "a", false);
+  const auto stuck = talk.client.request(compressed_headers(), "a", false);
   const auto silent = talk.client.request(other_headers(), "a", false);
   talk.exchange();
   talk.pass(31);
@@ -374,8 +388,7 @@ TEST_CASE("A ModelInfer call that is passed on does not stall either, but stream
 TEST_CASE("A request whose window is shut by us is not reset") {
   Talk talk;
   talk.log.takes = false;
-  const Headers compressed = with(infer_headers(), "grpc-encoding", "gzip");
-  const auto id = talk.client.request(compressed, std::string(std::size_t{2} << 20, 'x'));
+  const auto id = talk.client.request(compressed_headers(), std::string(std::size_t{2} << 20, 'x'));
   talk.exchange();
   talk.pass(50);
   talk.exchange();
@@ -420,20 +433,160 @@ TEST_CASE("A peer that takes no answers is not given ever more of them") {
   CHECK(talk.got(taken).headers.count("grpc-status") == 0);
 }
 
-TEST_CASE("A peer that opens its window bit by bit stays") {
+namespace {
+
+// How long a client is there, or takes to read an answer of 40 kB, `bytes` a second.
+Seconds reading(std::uint32_t bytes, const std::function<std::int32_t(Talk&)>& ask) {
   Http2Client::Options options;
-  options.window = 10;
+  options.window = bytes;
   options.opens_windows = false;
   Talk talk({}, options);
-  const auto id = talk.client.infer(times_request({1.0f, 2.0f}));
-  talk.exchange();
-  talk.answer();
-  for (int i = 0; i < 20 && !talk.got(id).ended; ++i) {
-    talk.pass(20);
-    nghttp2_session_consume(talk.client.get(), id, 10);
+  const std::int32_t id = ask(talk);
+  const Seconds began = talk.now;
+  while (!talk.connection->finished() && !talk.got(id).ended) {
+    talk.pass(1);
+    nghttp2_session_consume(talk.client.get(), id, bytes);
     talk.exchange();
   }
-  CHECK(talk.got(id).ended);
+  return talk.now - began;
+}
+
+std::int32_t ask_for_40_kb(Talk& talk) {
+  const auto id = talk.client.infer(times_request(std::vector<float>(10'000, 1.0f)));
+  talk.exchange();
+  talk.answer();
+  return id;
+}
+
+std::int32_t ask_grpcio_for_40_kb(Talk& talk) {
+  const auto id = talk.client.infer("compressed", compressed_headers());
+  talk.exchange();
+  talk.connection->upstream_headers(id, {{":status", "200"}}, false);
+  talk.connection->upstream_data(id, std::string(40'000, 'x'));
+  talk.connection->upstream_trailers(id, {{"grpc-status", "0"}});
+  talk.exchange();
+  return id;
+}
+
+}  // namespace
+
+TEST_CASE("A peer that reads its answer in drops is gone after a while, and a slow one is not") {
+  for (const auto& ask : {ask_for_40_kb, ask_grpcio_for_40_kb}) {
+    CHECK(reading(1, ask) == doctest::Approx(31).epsilon(0.05));
+    CHECK(reading(250, ask) == doctest::Approx(60).epsilon(0.05));
+    CHECK(reading(510, ask) == doctest::Approx(40'000 / 510.0).epsilon(0.05));  // all of it
+  }
+}
+
+TEST_CASE("All connections leave no more unread than is allowed, and who reads finds room") {
+  Limits limits;
+  limits.max_buffered_by_all = 400'000;
+  Crowd crowd(limits, 1);
+  Crowd::Member& reader = *crowd.members.front();
+  Http2Client::Options blind;
+  blind.window = 0;
+  const std::string message = times_request(std::vector<float>(10'000, 1.0f));  // 40 kB
+  const auto fill = [&](bool one_each) {
+    Crowd::Member* member = &crowd.connect(blind);
+    int count = 0;
+    for (; crowd.let_in(*member, message); ++count) {
+      if (one_each) member = &crowd.connect(blind);
+    }
+    return count;
+  };
+  CHECK(fill(false) == 5);
+  CHECK(crowd.let_in(reader, message));
+  CHECK(fill(true) == 5);
+  CHECK(!crowd.let_in(reader, message));
+  crowd.members.pop_back();  // had nothing
+  crowd.members.pop_back();
+  CHECK(crowd.let_in(reader, message));
+  crowd.members.clear();
+  CHECK(crowd.serving.service->unsent == 0);
+}
+
+TEST_CASE("What is passed on has room until it is answered, whether or not the client reads it") {
+  Http2Client::Options options;
+  options.window = 0;
+  Talk talk({}, options, 1);
+  const auto refused = [&] {
+    const auto id = talk.client.request(infer_headers(), "", false);
+    talk.exchange();
+    const bool over = talk.got(id).ended;
+    if (!over) talk.client.reset(id);
+    talk.exchange();
+    return over;
+  };
+  const auto ask = [&] {
+    const auto id = talk.client.infer("compressed", compressed_headers());
+    talk.exchange();
+    CHECK(refused());
+    talk.connection->upstream_headers(id, {{":status", "200"}}, false);
+    talk.connection->upstream_data(id, "answer");
+    talk.exchange();
+    CHECK(refused());
+    return id;
+  };
+  talk.connection->upstream_trailers(ask(), {{"grpc-status", "0"}});
+  CHECK(!refused());
+  talk.connection->upstream_reset(ask(), NGHTTP2_CANCEL);
+  CHECK(!refused());
+  ask();
+  talk.connection->upstream_lost();
+  CHECK(!refused());
+}
+
+TEST_CASE("A peer that opens no window for what grpcio answers is gone after a while") {
+  enum class Is { whole, partly_there, lost };
+  for (const Is is : {Is::whole, Is::partly_there, Is::lost}) {
+    for (const std::uint32_t window : {0u, 6u}) {
+      CAPTURE(static_cast<int>(is));
+      CAPTURE(window);
+      Http2Client::Options options;
+      options.window = window;
+      options.opens_windows = false;
+      Talk talk({}, options);
+      const auto id = talk.client.infer("compressed", compressed_headers());
+      talk.exchange();
+      talk.connection->upstream_headers(id, {{":status", "200"}}, false);
+      talk.connection->upstream_data(id, "answer");
+      talk.exchange();
+      if (is == Is::whole) talk.connection->upstream_trailers(id, {{"grpc-status", "0"}});
+      if (is == Is::lost) talk.connection->upstream_lost();
+      talk.exchange();
+      CHECK(!talk.got(id).ended);
+      talk.pass(29);
+      talk.exchange();
+      CHECK(!talk.connection->finished());
+      talk.pass(2);
+      // What is there has left where the window was just large enough, and the rest is grpcio's.
+      CHECK(talk.connection->finished() == !(is == Is::partly_there && window == 6));
+    }
+  }
+}
+
+TEST_CASE("Whoever reads no stream for a while, or waits for grpcio, stays") {
+  Http2Client::Options options;
+  options.window = 6;
+  options.opens_windows = false;
+  Talk talk({}, options);
+  const auto stream = talk.client.request(other_headers(), "a");
+  const auto call = talk.client.infer("compressed", compressed_headers());
+  talk.exchange();
+  talk.connection->upstream_headers(stream, {{":status", "200"}}, false);
+  talk.connection->upstream_data(stream, "answers");
+  talk.connection->upstream_headers(call, {{":status", "200"}}, false);
+  talk.connection->upstream_data(call, "answer");
+  talk.exchange();
+  for (int i = 0; i < 10; ++i) {
+    talk.pass(20);
+    talk.exchange();
+  }
+  CHECK(!talk.connection->finished());
+  nghttp2_session_consume(talk.client.get(), call, 6);
+  talk.connection->upstream_trailers(call, {{"grpc-status", "0"}});
+  talk.exchange();
+  CHECK(talk.got(call).ended);
 }
 
 TEST_CASE("A peer whose socket takes nothing is gone after a while") {

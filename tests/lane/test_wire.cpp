@@ -126,13 +126,22 @@ TEST_CASE("a client without the certificate that is asked for is refused, one wi
       {"URI:spiffe://x/y", "spiffe://x/y"},
       {"IP:10.0.0.1", "10.0.0.1"},
       {"IP:fd00::1", "fd00::1"},
-      {"", "client"},
+      {"", "Ada Lovelace"},
+      {"", "Ève Łukasz"},
+      {"", "O=100%"},
   };
-  for (const auto& [alternative, identity] : names) {
-    const std::string certificate = files.authority.sign("client", alternative);
+  const auto identity_by = [&](const std::string& alternative, const std::string& common) {
+    const auto certificate = files.authority.sign("client", alternative, common);
     Pair pair(options, {files.authority.file(), certificate, files.directory.file("client.key")});
     REQUIRE(pair.wire->ready());
-    CHECK(pair.wire->identity() == identity);
+    return pair.wire->identity();
+  };
+  for (const auto& [alternative, identity] : names) {
+    const std::string common = alternative.empty() ? identity : "client";
+    CHECK(identity_by(alternative, common) == identity);
+  }
+  for (const char* garbled : {"Ada\nLovelace", "Ada\x7f", "\t"}) {
+    CHECK(identity_by("", garbled) == "");
   }
 }
 

@@ -36,6 +36,8 @@ constexpr double idle_frames_per_second = 100;
 constexpr double idle_frames_burst = 1000;
 // A request that mostly comes in one piece; of those that do not, see Limits::max_buffered_by_all.
 constexpr std::size_t small_request = 64 * 1024;
+// Of answers that wait to be sent: whoever reads theirs has no more for long.
+constexpr std::size_t small_answers = 64 * 1024;
 // Frames that wait to be sent, and that no window holds back: beyond, nothing more is read.
 constexpr std::size_t most_frames_waiting = 8192;
 
@@ -110,6 +112,9 @@ struct Connection::State {
   void refuse_passed(Stream& stream);
   void refuse_answer(Stream& stream, std::size_t size);
   void answer(Stream& stream, Reply reply);
+  void must_leave(Stream& stream);
+  void count_sent(Stream& stream, std::size_t bytes);
+  bool too_much_unsent() const;
 
   // --- what is passed on ---
   Upstream* upstream();
@@ -120,6 +125,7 @@ struct Connection::State {
   void resume(Stream& stream);
   void lose(Stream& stream);
   void count_passed(Stream& stream);
+  void end_passed(Stream& stream);
   Stream* passed(std::int32_t id) const;
 
   // --- windows and memory ---
@@ -176,7 +182,7 @@ struct Connection::State {
   std::size_t buffered = 0;
   std::size_t unsent = 0;  // of answers: a client that takes none is not given ever more
   StreamList receiving;  // ModelInfer requests of which not all has come
-  StreamList answering;  // ModelInfer answers of which not all has left
+  StreamList answering;  // ModelInfer answers of which something is here that has not left
   AnswerTrailers trailers;
   // While memory is short one stream at a time goes on, until it is whole.
   std::deque<std::int32_t> held;
@@ -195,6 +201,7 @@ struct Connection::State {
   std::optional<Seconds> asked;           // whether the peer lives
   Seconds earliest_deadline = never;      // of those receiving, or before
   Seconds earliest_stall = never;         // likewise
+  Seconds earliest_unsent = never;        // likewise, of those answering
   Moment idle;                            // when the last stream ended
   bool wrote = false;                     // something was taken to be sent since the last tick
   std::optional<Seconds> unsent_since;    // something waits, and nothing was taken
@@ -238,6 +245,7 @@ Connection::State::~State() {
     leave(*stream, NGHTTP2_CANCEL);
     service.buffered -= stream->unconsumed;
   }
+  service.unsent -= unsent;
   service.buffered -= buffered;
   up.reset();  // before what it may tell
 }
@@ -303,12 +311,12 @@ void Connection::State::leave(Stream& stream, std::uint32_t error) {
   if (const auto call = std::exchange(stream.call, nullptr)) service.cancel(call);
   const bool over = stream.upstream_done && stream.request_ended && stream.out.size() == 0;
   if (role == Stream::Role::passed && !over) up->reset(stream.id, error);
-  if (std::exchange(stream.counted, false)) service.passed_on(-1);
+  end_passed(stream);
 }
 
 void Connection::State::release(Stream& stream) {
   forget_body(stream);
-  unsent -= stream.unsent;
+  count_sent(stream, stream.unsent);
   service.buffered -= stream.unconsumed;
   // The windows of bytes that the upstream still has: the stream's own is gone with it.
   if (stream.unconsumed > 0) nghttp2_session_consume_connection(session.get(), stream.unconsumed);
@@ -375,7 +383,7 @@ void Connection::State::infer_begins(Stream& stream) {
   const bool logged = service.logs_next();
   const bool observed = logged || (service.traces_observed && stream.headers.sampled());
   // Who observes is told of what has no room, too, and so has to refuse it.
-  const bool room = service.has_room() && unsent <= limits.max_buffered_bytes;
+  const bool room = service.has_room() && !too_much_unsent();
   if (!observed && !room) return refuse(stream, service.refuse_unread());
   if (service.logs()) stream.headers.choose(logged ? chosen_for_log : chosen_for_nothing);
   stream.progress = now;
@@ -513,12 +521,33 @@ void Connection::State::answer(Stream& stream, Reply reply) {
   stream.out.whole = true;
   stream.unsent = stream.out.bytes.size();
   unsent += stream.unsent;
+  service.unsent += stream.unsent;
   const nghttp2_nv head[] = {lasting(":status", "200"), lasting("content-type", "application/grpc"),
                              lasting("grpc-accept-encoding", "identity, deflate, gzip")};
   const nghttp2_data_provider provider{{.ptr = &stream}, provide};
   nghttp2_submit_response(session.get(), stream.id, head, std::size(head), &provider);
+  must_leave(stream);
+}
+
+// By and by, from the next tick on.
+void Connection::State::must_leave(Stream& stream) {
   stream.progress = unknown;
   answering.append(stream);
+}
+
+// Of what is passed on, the upstream's windows hold the rest back.
+void Connection::State::count_sent(Stream& stream, std::size_t bytes) {
+  bytes = std::min(bytes, stream.unsent);
+  stream.unsent -= bytes;
+  unsent -= bytes;
+  service.unsent -= bytes;
+}
+
+// Answers that are not read. Those who leave more than a little of them are refused first, that
+// others find room.
+bool Connection::State::too_much_unsent() const {
+  if (unsent > limits.max_buffered_bytes) return true;
+  return service.unsent > limits.max_buffered_by_all / (unsent > small_answers ? 2 : 1);
 }
 
 ssize_t Connection::State::provide(nghttp2_session*, std::int32_t, std::uint8_t* to,
@@ -535,16 +564,17 @@ ssize_t Connection::State::provide(nghttp2_session*, std::int32_t, std::uint8_t*
 ssize_t Connection::State::on_output(Stream& stream, std::uint8_t* to, std::size_t most,
                                      std::uint32_t& flags) {
   const std::size_t count = stream.out.take(to, most);
-  if (stream.list == &answering) {
-    unsent -= count;
-    stream.unsent -= count;
-    stream.progress = unknown;
-    answering.to_back(stream);
-  }
+  count_sent(stream, count);
+  // So many bytes are good for so many seconds; those beyond now are cut off by the tick.
+  const Seconds gained = static_cast<double>(count) / limits.least_rate;
+  if (stream.list == &answering) stream.progress += gained;
   if (count > 0 && stream.role == Stream::Role::passed && !up_lost) up->taken(stream.id, count);
   if (stream.out.size() > 0) return static_cast<ssize_t>(count);
-  if (!stream.out.whole && count == 0) return NGHTTP2_ERR_DEFERRED;
-  if (!stream.out.whole) return static_cast<ssize_t>(count);
+  if (!stream.out.whole) {
+    if (stream.list == &answering) StreamList::remove(stream);  // the upstream is to go on
+    if (count == 0) return NGHTTP2_ERR_DEFERRED;
+    return static_cast<ssize_t>(count);
+  }
   flags |= NGHTTP2_DATA_FLAG_EOF;
   if (!stream.out.trailers || stream.out.trailers->empty()) return static_cast<ssize_t>(count);
   flags |= NGHTTP2_DATA_FLAG_NO_END_STREAM;
@@ -609,6 +639,12 @@ void Connection::State::count_passed(Stream& stream) {
   service.passed_on(1);
 }
 
+// It has its answer, or needs none: others have its room, however long the client takes to read.
+void Connection::State::end_passed(Stream& stream) {
+  stream.upstream_done = true;
+  if (std::exchange(stream.counted, false)) service.passed_on(-1);
+}
+
 void Connection::State::respond(Stream& stream, const Headers& headers, bool more) {
   stream.response_begun = true;
   std::vector<nghttp2_nv> all = lasting(headers);
@@ -618,8 +654,11 @@ void Connection::State::respond(Stream& stream, const Headers& headers, bool mor
                           more ? &provider : nullptr);
 }
 
-// There is more to send of a response that has begun.
+// There is more to send of a response that has begun. A ModelInfer's has to leave, as an answer of
+// the lane's own; a stream's may wait for as long as its client likes.
 void Connection::State::resume(Stream& stream) {
+  const bool waits = stream.upstream_done || (stream.request_ended && stream.out.size() > 0);
+  if (stream.headers.infer() && waits && stream.list != &answering) must_leave(stream);
   nghttp2_session_resume_data(session.get(), stream.id);
 }
 
@@ -632,6 +671,7 @@ Stream* Connection::State::passed(std::int32_t id) const {
 // The upstream's connection is gone.
 void Connection::State::lose(Stream& stream) {
   const Refusal refusal = unavailable("Socket closed");
+  end_passed(stream);
   if (!stream.response_begun) return refuse(stream, refusal);
   stream.role = Stream::Role::answered;
   stream.out.trailers = std::make_shared<Headers>(refusal_trailers(refusal));
@@ -880,16 +920,22 @@ Seconds Connection::State::tick_deadlines() {
   return earliest_deadline;
 }
 
-// Answers that the client's window, or its socket, does not let go.
+// Answers that the client's window, or its socket, does not let go, or too slowly. The earliest
+// time noted may be of one that has left.
 Seconds Connection::State::tick_answers() {
   for (Stream* stream = answering.back(); stream && stream->progress == unknown;) {
     stream->progress = now;
+    earliest_unsent = std::min(earliest_unsent, now + limits.stall_timeout);
     stream = stream->before;
   }
-  const Stream* slowest = answering.front();
-  if (!slowest) return never;
-  if (now >= slowest->progress + limits.stall_timeout) drop(Dropped::stalled);
-  return slowest->progress + limits.stall_timeout;
+  if (now < earliest_unsent) return earliest_unsent;
+  earliest_unsent = never;
+  for (Stream* stream = answering.front(); stream; stream = stream->after) {
+    stream->progress = std::min(now, stream->progress);
+    earliest_unsent = std::min(earliest_unsent, stream->progress + limits.stall_timeout);
+  }
+  if (now >= earliest_unsent) drop(Dropped::stalled);
+  return earliest_unsent;
 }
 
 // Whatever there is to send, when nobody asks for it: the socket takes nothing.
@@ -965,7 +1011,7 @@ bool Connection::finished() const { return state_->finished(); }
 void Connection::upstream_headers(std::int32_t id, Headers headers, bool end) {
   Stream* stream = state_->passed(id);
   if (!stream || stream->response_begun) return;
-  if (end) stream->upstream_done = true;
+  if (end) state_->end_passed(*stream);
   state_->respond(*stream, headers, !end);
 }
 
@@ -979,7 +1025,7 @@ void Connection::upstream_data(std::int32_t id, std::string_view bytes) {
 void Connection::upstream_trailers(std::int32_t id, Headers trailers) {
   Stream* stream = state_->passed(id);
   if (!stream || !stream->response_begun) return;
-  stream->upstream_done = true;
+  state_->end_passed(*stream);
   stream->out.trailers = std::make_shared<Headers>(std::move(trailers));
   stream->out.whole = true;
   state_->resume(*stream);
@@ -988,7 +1034,7 @@ void Connection::upstream_trailers(std::int32_t id, Headers trailers) {
 void Connection::upstream_reset(std::int32_t id, std::uint32_t error) {
   Stream* stream = state_->passed(id);
   if (!stream) return;
-  stream->upstream_done = true;
+  state_->end_passed(*stream);
   state_->reset_stream(*stream, error);
 }
 

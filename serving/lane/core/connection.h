@@ -24,10 +24,13 @@ struct Limits {
   std::size_t max_message_bytes = 16 * 1024 * 1024;
   std::uint32_t max_streams = 4096;        // open at the same time
   std::size_t max_header_bytes = 16 * 1024;
-  std::size_t max_buffered_bytes = 64 * 1024 * 1024;  // of requests that are still being received
+  // Of requests that are still being received; and as much of answers that are not read, beyond
+  // which no more requests are taken.
+  std::size_t max_buffered_bytes = 64 * 1024 * 1024;
   // The same of all connections of the service together: the lane's memory, whoever comes. Beyond
   // half of it each connection goes on with one request at a time; beyond three quarters no more of
-  // what is not small is begun; the last eighth is left to small requests, which so find room.
+  // what is not small is begun; the last eighth is left to small requests, which so find room. As
+  // much of answers: the second half of it is for those who read theirs.
   std::size_t max_buffered_by_all = 256 * 1024 * 1024;
   Seconds keepalive_time = 60;             // of silence until a peer is asked whether it lives
   Seconds keepalive_timeout = 20;          // for its answer
@@ -36,8 +39,8 @@ struct Limits {
   Seconds handshake_timeout = 20;          // until the client's preface and settings
   Seconds idle_timeout = 0;                // without a stream; 0 never
   Seconds stall_timeout = 30;              // a request that stops, a peer that reads nothing
-  // Bytes per second of a request, on average but for the stall timeout: a byte now and then is as
-  // good as none. As Apache's mod_reqtimeout has it; 16 MiB may take nine hours.
+  // Bytes per second of a request, and of an answer, on average but for the stall timeout: a byte
+  // now and then is as good as none. As Apache's mod_reqtimeout has it; 16 MiB may take nine hours.
   double least_rate = 500;
   Seconds max_age = 0;                     // 0 for ever; each connection's is up to 10% off
   Seconds max_age_grace = 30;              // for its calls in flight, then

@@ -128,11 +128,13 @@ class InferService {
   Refusal refuse_unread();
   // Bytes of requests that are still being received, of all connections.
   std::size_t buffered = 0;
+  // And of answers that wait for their clients.
+  std::size_t unsent = 0;
 
   // --- of any thread again ---
 
-  // Requests of Python's are inside, too: ModelInfer calls that were passed on, and each request of
-  // a stream.
+  // Requests of Python's are inside, too: ModelInfer calls that were passed on, until they are
+  // answered, and each request of a stream.
   void passed_on(int more) { passed_on_ += static_cast<std::size_t>(more); }
   const ConnectionSeries& connection_series() const;
   // Requests inside that the lane answers itself.

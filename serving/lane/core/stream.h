@@ -59,7 +59,7 @@ struct Stream {
   bool request_ended = false;   // the client has sent all of it
   bool response_begun = false;  // towards the client
   bool upstream_done = false;   // nothing more comes from there, nothing is to be told
-  bool counted = false;         // as a ModelInfer that was passed on
+  bool counted = false;         // as a ModelInfer that was passed on, and is not answered yet
 
   std::size_t buffered = 0;    // of the body, in the lane's memory
   std::size_t unsent = 0;      // of an answer of the lane's own, likewise
@@ -67,19 +67,18 @@ struct Stream {
   std::size_t unconsumed = 0;  // the same, the connection's window, too: the upstream has them
   std::size_t consumed = 0;    // passed on, but windows were opened before
 
-  // In a list of those that must go on; when one last did.
+  // In a list of those that must go on; when one last did, or until when its bytes were good for.
   Seconds progress = 0;
   Stream* before = nullptr;
   Stream* after = nullptr;
   class StreamList* list = nullptr;
 };
 
-// Streams that must go on, those that have not for the longest time first. It owns none.
+// Streams that must go on, in the order in which they came. It owns none.
 class StreamList {
  public:
   void append(Stream& stream);
   static void remove(Stream& stream);  // from the list it is in, if any
-  void to_back(Stream& stream) { append(stream); }
   Stream* front() const { return front_; }
   Stream* back() const { return back_; }
 

@@ -10,7 +10,6 @@
 #include <array>
 #include <new>
 #include <stdexcept>
-#include <string_view>
 #include <system_error>
 #include <utility>
 
@@ -29,6 +28,9 @@ struct Freed {
 using ContextPtr = std::unique_ptr<SSL_CTX, Freed<SSL_CTX_free>>;
 using SslPtr = std::unique_ptr<SSL, Freed<SSL_free>>;
 using X509Ptr = std::unique_ptr<X509, Freed<X509_free>>;
+struct FreeBytes {
+  void operator()(unsigned char* bytes) const { OPENSSL_free(bytes); }
+};
 using NamesPtr = std::unique_ptr<GENERAL_NAMES, Freed<GENERAL_NAMES_free>>;
 
 // Those of RFC 9113 9.2.2 for TLS 1.2: an ephemeral key exchange and an AEAD.
@@ -91,14 +93,17 @@ void require_client_certificates(SSL_CTX* context, const std::string& path) {
   SSL_CTX_set_verify(context, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, nullptr);
 }
 
-// Of what a certificate says only what can stand in a header.
-std::string printable(const unsigned char* text, int size) {
-  if (!text || size <= 0) return {};
-  const std::string_view view(reinterpret_cast<const char*>(text), static_cast<std::size_t>(size));
-  const bool clean = std::all_of(view.begin(), view.end(), [](unsigned char each) {
-    return each > 0x20 && each < 0x7f;
+// Of what a certificate says only what is text, in UTF-8. It is told percent-encoded; but a name
+// with a control character would be another one for whoever logs it, or ends it at a null.
+std::string text_of(const ASN1_STRING& string) {
+  unsigned char* bytes = nullptr;
+  const int size = ASN1_STRING_to_UTF8(&bytes, &string);
+  const std::unique_ptr<unsigned char, FreeBytes> owned(bytes);
+  if (size <= 0) return {};
+  const bool clean = std::all_of(bytes, bytes + size, [](unsigned char each) {
+    return each >= 0x20 && each != 0x7f;
   });
-  return clean ? std::string(view) : std::string();
+  return clean ? std::string(bytes, bytes + size) : std::string();
 }
 
 std::string ip_address(const ASN1_OCTET_STRING& address) {
@@ -115,7 +120,7 @@ std::string alternative_name(const GENERAL_NAME& name) {
     case GEN_DNS:
     case GEN_EMAIL:
     case GEN_URI:
-      return printable(ASN1_STRING_get0_data(name.d.ia5), ASN1_STRING_length(name.d.ia5));
+      return text_of(*name.d.ia5);
     case GEN_IPADD:
       return ip_address(*name.d.iPAddress);
     default:
@@ -136,8 +141,7 @@ std::string identity_of(const X509& certificate) {
   const X509_NAME* subject = X509_get_subject_name(&certificate);
   const int where = X509_NAME_get_index_by_NID(subject, NID_commonName, -1);
   if (where < 0) return {};
-  const ASN1_STRING* text = X509_NAME_ENTRY_get_data(X509_NAME_get_entry(subject, where));
-  return printable(ASN1_STRING_get0_data(text), ASN1_STRING_length(text));
+  return text_of(*X509_NAME_ENTRY_get_data(X509_NAME_get_entry(subject, where)));
 }
 
 class TlsWire : public Wire {
