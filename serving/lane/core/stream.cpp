@@ -44,7 +44,7 @@ void Stream::reset() {
   call.reset();
   out = Output();
   request_ended = response_begun = upstream_done = counted = false;
-  buffered = unsent = withheld = unconsumed = consumed = 0;
+  buffered = reserved = unsent = withheld = unconsumed = consumed = 0;
 }
 
 std::size_t Stream::consumed_before(std::size_t bytes) {

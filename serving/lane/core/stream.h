@@ -62,6 +62,7 @@ struct Stream {
   bool counted = false;         // as a ModelInfer that was passed on
 
   std::size_t buffered = 0;    // of the body, in the lane's memory
+  std::size_t reserved = 0;    // for all of it, in InferService::reserved
   std::size_t unsent = 0;      // of an answer of the lane's own, likewise
   std::size_t withheld = 0;    // bytes received by which the stream's window was not opened
   std::size_t unconsumed = 0;  // the same, the connection's window, too: the upstream has them
