@@ -945,7 +945,7 @@ bool Connection::receive(const std::uint8_t* data, std::size_t size, Seconds now
   if (state.shutting || state.broken) return false;
   const ssize_t taken = nghttp2_session_mem_recv(state.session.get(), data, size);
   const bool flooded = taken == NGHTTP2_ERR_FLOODED || taken == too_many_continuations;
-  if (flooded) state.drop(Dropped::abuse);
+  if (flooded && !state.shutting) state.drop(Dropped::abuse);  // else it is counted
   if (taken < 0) state.broken = true;
   return !state.shutting && !state.broken && nghttp2_session_want_read(state.session.get());
 }
