@@ -70,7 +70,7 @@ def targets(verdicts: list[Verdict]) -> str:
         counted += " Missed, [with the profile](benchmarks/results/serving-profile.md):"
     lines = [
         f"- {each.text}: {said(each.value)}, {'at most' if each.at_most else 'at least'}"
-        f" {each.bound:g} asked for"
+        f" {each.bound:,g} asked for"
         for each in missed
     ]
     return "\n".join([counted, *lines]) + "\n"

@@ -145,8 +145,8 @@ class Exported:
     connections_dropped = counter(
         "inference_connections_dropped_total",
         "Connections that were closed for what their client did, by why: abuse (too many pings,"
-        " resets or empty frames), keepalive (it did not say that it lives), handshake (none in"
-        " time), stalled (it left its answers unread).",
+        " resets, continuations or empty frames), keepalive (it did not say that it lives),"
+        " handshake (none in time), stalled (it left its answers unread).",
         ("reason",),
     )
     stalled_requests = counter(

@@ -440,6 +440,12 @@ def test_why_connections_were_dropped_is_counted(
                 pass
         dropped = "connections_dropped_total"
         assert counted(running, dropped, reason="abuse") == 1
+        with Peer(running) as peer:
+            peer.flood(frame(HEADERS, 0, 1, block(INFER)), 1)
+            peer.flood(frame(CONTINUATION, 0, 1, b"\0\1a\1b") * 10, 100)
+            for _ in peer.frames():
+                pass
+        assert counted(running, dropped, reason="abuse") == 2
         assert counted(running, dropped, reason="stalled") == 0
         no_window = struct.pack("!HI", INITIAL_WINDOW_SIZE, 0)
         with Peer(running, no_window) as peer:
@@ -448,7 +454,7 @@ def test_why_connections_were_dropped_is_counted(
             peer.send(frame(DATA, END_STREAM, 3, framed(infer_message(digits))))
             for _ in peer.frames():
                 pass
-        assert counted(running, dropped, reason="abuse") == 1
+        assert counted(running, dropped, reason="abuse") == 2
         assert counted(running, dropped, reason="stalled") == 1
 
 

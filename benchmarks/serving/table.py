@@ -103,7 +103,9 @@ def _targets(found: list[Verdict]) -> str:
 
 def said(value: float) -> str:
     """A figure, unless there is none."""
-    return "not measured" if math.isnan(value) else f"{value:.2f}"
+    if math.isnan(value):
+        return "not measured"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.2f}"
 
 
 _MISSED = """

@@ -80,7 +80,7 @@ struct Talk {
 
   ~Talk() {
     connection.reset();
-    CHECK(serving.service->buffered == 0);
+    CHECK(serving.service->reserved == 0);
     CHECK(serving.service->unsent == 0);
     CHECK(serving.service->inside() == serving.service->in_flight());
   }

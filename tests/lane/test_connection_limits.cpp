@@ -268,7 +268,7 @@ struct Crowd {
       member.connection->send(down, std::size_t{1} << 30);
       member.client.input(down);
       quiet = up.empty() && down.empty() ? quiet + 1 : 0;
-      most = std::max(most, serving.service->buffered);
+      most = std::max(most, serving.service->reserved);
     }
     serving.service->wake();
   }
@@ -294,16 +294,17 @@ struct Crowd {
 
   const Limits limits;
   Serving serving{100000};
-  std::size_t most = 0;  // bytes that were kept at once
+  std::size_t most = 0;  // bytes that were reserved at once
   std::vector<std::unique_ptr<Member>> members;
 };
 
 }  // namespace
 
-TEST_CASE("All connections together keep no more than is allowed, and small requests find room") {
+TEST_CASE("All connections together receive no more than is allowed, and small ones go on") {
   Limits limits;
   limits.max_buffered_by_all = 8 << 20;
   Crowd crowd(limits, 100);
+  const std::size_t& reserved = crowd.serving.service->reserved;
   const std::string large = times_request(std::vector<float>(100'000, 1.0f));
   const std::string framed = frame_prefix(large.size()) + large;
   std::vector<std::int32_t> ids;
@@ -312,65 +313,182 @@ TEST_CASE("All connections together keep no more than is allowed, and small requ
     ids.push_back(member->client.request(infer_headers(), half, false));
     crowd.exchange(*member);
   }
-  CHECK(crowd.most > limits.max_buffered_by_all / 2);
-  CHECK(crowd.most <= limits.max_buffered_by_all);
+  const std::size_t fit = limits.max_buffered_by_all / 4 * 3 / large.size();
+  CHECK(reserved == fit * large.size());
+  // What is small may have the rest.
+  const std::string claim = frame_prefix(64 * 1024) + "x";
+  std::size_t first = crowd.members.size();
+  for (bool refused = false; !refused;) {
+    auto& member = crowd.connect();
+    const auto id = member.client.request(infer_headers(), claim, false);
+    crowd.exchange(member);
+    refused = member.client[id].ended;
+    if (refused) CHECK(std::stoi(member.client[id].headers.at("grpc-retry-pushback-ms")) >= 1000);
+  }
+  CHECK(reserved > limits.max_buffered_by_all - 64 * 1024);
   auto& small = crowd.connect();
-  CHECK(crowd.answered(small, small.client.infer(times_request({1.0f}))));
-  // Also one that is large, once those before are whole.
-  const auto parts = small.client.request(infer_headers(), framed.substr(0, 10), false);
-  crowd.exchange(small);
-  CHECK(!small.client[parts].ended);
-  int completed = 0;
-  int refused = 0;
+  CHECK(crowd.answered(small, small.client.infer(times_request({1.0f}))));  // it comes at once
+  while (crowd.members[first].get() != &small) crowd.members[first++]->connection.reset();
+  CHECK(reserved == fit * large.size());
+  std::size_t refused = 0;
   for (std::size_t i = 0; i < ids.size(); ++i) {
     auto& member = *crowd.members[i];
     if (member.client[ids[i]].ended) {
       CHECK(member.client[ids[i]].headers.at("grpc-status") == "8");
-      CHECK(member.client[ids[i]].headers.count("grpc-retry-pushback-ms") == 1);
+      CHECK(std::stoi(member.client[ids[i]].headers.at("grpc-retry-pushback-ms")) >= 1000);
       ++refused;
       continue;
     }
     member.client.go_on(ids[i], framed.substr(framed.size() / 2));
     CHECK(crowd.answered(member, ids[i]));
-    ++completed;
   }
-  CHECK(completed >= 20);
-  CHECK(refused + completed == 100);
+  CHECK(refused == 100 - fit);
   CHECK(crowd.most <= limits.max_buffered_by_all);
-  small.client.go_on(parts, framed.substr(10));  // there is room again
-  CHECK(crowd.answered(small, parts));
-  CHECK(crowd.serving.service->buffered == 0);
+  CHECK(reserved == 0);
+  CHECK(crowd.answered(small, small.client.infer(large)));
 }
 
-TEST_CASE("What is passed on and not taken counts, and is refused beyond the same limit") {
+TEST_CASE("One connection claims no more than it leaves to all others") {
+  Limits limits;
+  limits.max_buffered_by_all = 8 << 20;
+  Crowd crowd(limits, 1);
+  auto& greedy = *crowd.members.front();
+  const std::string claim = frame_prefix(64 * 1024) + "x";
+  for (int i = 0; i < 200; ++i) greedy.client.request(infer_headers(), claim, false);
+  crowd.exchange(greedy);
+  CHECK(crowd.serving.service->reserved == limits.max_buffered_by_all / 2);
+  greedy.connection.reset();
+  CHECK(crowd.serving.service->reserved == 0);
+}
+
+TEST_CASE("A request that has begun goes on, whatever others have begun") {
+  Limits limits;
+  limits.max_buffered_by_all = 8 << 20;
+  Crowd crowd(limits, 3);
+  const std::string large = times_request(std::vector<float>(750'000, 1.0f));  // of many windows
+  const std::string framed = frame_prefix(large.size()) + large;
+  std::vector<std::int32_t> ids;
+  for (auto& member : crowd.members) {
+    ids.push_back(member->client.request(infer_headers(), framed.substr(0, 10), false));
+    crowd.exchange(*member);
+  }
+  CHECK(crowd.members[2]->client[ids[2]].headers.at("grpc-status") == "8");
+  for (const std::size_t i : {0, 1}) {
+    auto& member = *crowd.members[i];
+    member.client.go_on(ids[i], framed.substr(10, framed.size() - 20), false);
+    crowd.exchange(member);
+    CHECK(member.client.unsent(ids[i]) == 0);
+  }
+  for (const std::size_t i : {0, 1}) {
+    auto& member = *crowd.members[i];
+    member.client.go_on(ids[i], framed.substr(framed.size() - 10));
+    CHECK(crowd.answered(member, ids[i]));
+  }
+}
+
+TEST_CASE("What was reserved is free again, however a request ends") {
+  Talk talk;
+  const std::size_t& reserved = talk.serving.service->reserved;
+  const std::string message = times_request(std::vector<float>(300, 1.0f));
+  const std::string framed = frame_prefix(message.size()) + message;
+  const auto begin = [&](const Headers& headers = infer_headers()) {
+    CHECK(reserved == 0);
+    const auto id = talk.client.request(headers, framed.substr(0, 10), false);
+    talk.exchange();
+    CHECK(reserved == message.size());
+    return id;
+  };
+  talk.client.go_on(begin(), framed.substr(10));
+  talk.exchange();
+  CHECK(reserved == 0);  // it is the service's
+  talk.answer();
+  talk.client.reset(begin());
+  talk.exchange();
+  talk.client.go_on(begin(), "not all of it");  // passed on
+  talk.exchange();
+  talk.client.go_on(begin(), framed + "and more", false);  // likewise
+  talk.exchange();
+  begin(with(infer_headers(), "grpc-timeout", "100m"));
+  talk.pass(0.2);
+  begin();
+  talk.pass(31);
+  begin();  // its connection ends
+}
+
+TEST_CASE("What is passed on and not taken is not reserved: its windows bound it") {
   Limits limits;
   limits.max_buffered_by_all = 1 << 20;
   Talk talk(limits);
   talk.log.takes = false;
-  const std::string half(std::size_t{512} << 10, 'x');
-  const auto waits = talk.client.request(other_headers(), half, false);
-  talk.exchange();
-  CHECK(talk.serving.service->buffered == half.size());
-  const auto more = talk.client.request(other_headers(), half, false);
-  talk.exchange();
-  CHECK(talk.got(more).headers.at("grpc-status") == "8");
-  CHECK(talk.log.calls.at(more).reset.has_value());
-  CHECK(!talk.got(waits).ended);
-  CHECK(talk.serving.service->buffered == half.size());
-  const auto small = talk.client.request(other_headers(), "a");
-  talk.exchange();
-  CHECK(talk.log.calls.at(small).ended);
+  const std::string body(std::size_t{1} << 20, 'x');
+  for (int i = 0; i < 3; ++i) {
+    const auto id = talk.client.request(other_headers(), body, false);
+    talk.exchange();
+    CHECK(talk.log.calls.at(id).body == body);
+  }
+  CHECK(talk.serving.service->reserved == 0);
 }
 
-TEST_CASE("What a connection keeps is nobody's when it is gone") {
+TEST_CASE("What a connection has reserved is nobody's when it is gone") {
   Crowd crowd({}, 3);
   for (auto& member : crowd.members) {
     member->client.request(infer_headers(), frame_prefix(1000) + std::string(500, 'x'), false);
     crowd.exchange(*member);
   }
-  CHECK(crowd.serving.service->buffered == 3 * 505);
+  CHECK(crowd.serving.service->reserved == 3 * 1000);
   crowd.members.clear();
-  CHECK(crowd.serving.service->buffered == 0);
+  CHECK(crowd.serving.service->reserved == 0);
+}
+
+TEST_CASE("While memory is short, the next goes on when one is passed on or reset") {
+  Limits limits;
+  limits.max_buffered_bytes = std::size_t{4} << 20;
+  const std::string message = times_request(std::vector<float>(300'000, 1.0f));  // 1.2 MB
+  const std::string framed = frame_prefix(message.size()) + message;
+  for (const bool resets : {false, true}) {
+    CAPTURE(resets);
+    Talk talk(limits);
+    talk.log.takes = false;
+    const std::string part = frame_prefix(std::size_t{8} << 20) + std::string(2'100'000, 'x');
+    const auto favoured = talk.client.request(infer_headers(), part, false);
+    talk.exchange();
+    CHECK(talk.client.unsent(favoured) == 0);
+    const auto gives_up = talk.client.request(infer_headers(), framed.substr(0, 100), false);
+    const auto held = talk.client.request(infer_headers(), framed);
+    talk.exchange();
+    CHECK(talk.client.unsent(held) > 0);
+    talk.client.reset(gives_up);
+    talk.exchange();
+    CHECK(talk.client.unsent(held) > 0);
+    if (resets) {
+      talk.client.reset(favoured);
+    } else {
+      talk.client.go_on(favoured, "");  // not all of it
+    }
+    talk.exchange();
+    talk.answer();
+    CHECK(talk.got(held).ended);
+  }
+}
+
+TEST_CASE("Requests that end one after the other are looked at together") {
+  const Headers soon = with(infer_headers(), "grpc-timeout", "10S");
+  for (const Headers& headers : {infer_headers(), soon}) {
+    Talk talk;
+    for (int i = 0; i < 200; ++i) {
+      talk.client.request(headers, frame_prefix(1000) + "a", false);
+      talk.exchange();
+      talk.pass(0.007);
+    }
+    CHECK(talk.serving.service->reserved == 200 * 1000);
+    int ticks = 0;
+    for (const Seconds end = talk.now + 30.1; talk.now < end; ++ticks) {
+      talk.now = std::min(end, std::max(talk.now + 1e-3, talk.connection->tick(talk.now)));
+    }
+    talk.connection->tick(talk.now);
+    CHECK(talk.serving.service->reserved == 0);
+    CHECK(ticks < 30);  // of 1.4 s
+  }
 }
 
 TEST_CASE("A ModelInfer call that is passed on does not stall either, but streams may be silent") {

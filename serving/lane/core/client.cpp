@@ -176,7 +176,7 @@ Seconds Client::due(Seconds now) {
   if (channel_.blocked())
     ends(channel_.progress() + shared_.limits.stall_timeout, Dropped::stalled);
   if (relay_) next = std::min(next, relay_->tick(now));
-  if (connection_) next = std::min(next, connection_->tick(now));
+  if (connection_ && !gone_) next = std::min(next, connection_->tick(now));
   return next;
 }
 

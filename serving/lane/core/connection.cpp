@@ -34,10 +34,16 @@ constexpr double age_jitter = 0.1;
 // by nghttp2, as we announce that we do not use it.
 constexpr double idle_frames_per_second = 100;
 constexpr double idle_frames_burst = 1000;
-// A request that mostly comes in one piece; of those that do not, see Limits::max_buffered_by_all.
-constexpr std::size_t small_request = 64 * 1024;
+// Messages for which all of Limits::max_buffered_by_all is there; for larger ones three quarters.
+constexpr std::size_t small_message = 64 * 1024;
 // Of answers that wait to be sent: whoever reads theirs has no more for long.
 constexpr std::size_t small_answers = 64 * 1024;
+// Until there may be memory again: the wait in a queue says nothing of it.
+constexpr Seconds memory_retry = 1;
+// Time limits of requests are no more exact than this: each look goes through all those received.
+constexpr Seconds look_every = 0.1;
+// NGHTTP2_ERR_TOO_MANY_CONTINUATIONS, which distributions patch in: some headers do not name it.
+constexpr ssize_t too_many_continuations = -905;
 // Frames that wait to be sent, and that no window holds back: beyond, nothing more is read.
 constexpr std::size_t most_frames_waiting = 8192;
 
@@ -75,6 +81,22 @@ class Moment {
   bool fresh_ = false;
 };
 
+// When to look next for what is due: at the earliest that was noted, but not again and again.
+class Look {
+ public:
+  void by(Seconds when) { earliest_ = std::min(earliest_, when); }
+  Seconds next() const { return std::max(earliest_, not_before_); }
+  // Looks; whatever is still to come is to be noted anew.
+  void begins(Seconds now) {
+    earliest_ = never;
+    not_before_ = now + look_every;
+  }
+
+ private:
+  Seconds earliest_ = never;
+  Seconds not_before_ = -never;
+};
+
 bool ends_stream(const nghttp2_frame_hd& head) { return head.flags & NGHTTP2_FLAG_END_STREAM; }
 
 Refusal unavailable(std::string details) {
@@ -109,7 +131,6 @@ struct Connection::State {
   void refuse(Stream& stream, const Refusal& refusal);
   void refuse_headers(Stream& stream);
   void refuse_large(Stream& stream);
-  void refuse_passed(Stream& stream);
   void refuse_answer(Stream& stream, std::size_t size);
   void answer(Stream& stream, Reply reply);
   void must_leave(Stream& stream);
@@ -132,9 +153,11 @@ struct Connection::State {
   void consume(Stream& stream, std::size_t bytes);
   void keep(Stream& stream, std::size_t bytes);
   bool memory_is_short() const;
-  bool no_memory_for(const Stream& stream, std::size_t arrived) const;
+  bool reserve(Stream& stream);
   void hold_or_open(Stream& stream, std::size_t bytes);
   void open_window(Stream& stream);
+  void let_others_go();
+  void stop_receiving(Stream& stream);
   void forget_body(Stream& stream);
   void free_memory(Stream& stream, std::size_t bytes);
 
@@ -180,13 +203,14 @@ struct Connection::State {
   std::vector<std::size_t> free_places;
   std::size_t open = 0;
   std::size_t buffered = 0;
+  std::size_t reserved = 0;  // of all that the service has reserved
   std::size_t unsent = 0;  // of answers: a client that takes none is not given ever more
   StreamList receiving;  // ModelInfer requests of which not all has come
   StreamList answering;  // ModelInfer answers of which something is here that has not left
   AnswerTrailers trailers;
-  // While memory is short one stream at a time goes on, until it is whole.
-  std::deque<std::int32_t> held;
-  std::int32_t favoured = 0;
+  // Beyond half of `max_buffered_bytes` one stream at a time goes on, until it is whole.
+  std::deque<Stream*> held;
+  const Stream* favoured = nullptr;
 
   std::unique_ptr<Upstream> up;
   bool up_lost = false;
@@ -199,8 +223,8 @@ struct Connection::State {
   const Seconds age;
   Seconds heard;                          // when bytes last came
   std::optional<Seconds> asked;           // whether the peer lives
-  Seconds earliest_deadline = never;      // of those receiving, or before
-  Seconds earliest_stall = never;         // likewise
+  Look deadlines;                         // of those receiving, or before
+  Look stalls;                            // likewise
   Seconds earliest_unsent = never;        // likewise, of those answering
   Moment idle;                            // when the last stream ended
   bool wrote = false;                     // something was taken to be sent since the last tick
@@ -241,12 +265,10 @@ Connection::State::State(Connection& self, std::uint64_t id, Peer peer, const Li
 
 Connection::State::~State() {
   for (const auto& stream : streams) {
-    if (stream->id == 0) continue;
-    leave(*stream, NGHTTP2_CANCEL);
-    service.buffered -= stream->unconsumed;
+    if (stream->id != 0) leave(*stream, NGHTTP2_CANCEL);
   }
+  service.reserved -= reserved;
   service.unsent -= unsent;
-  service.buffered -= buffered;
   up.reset();  // before what it may tell
 }
 
@@ -317,7 +339,6 @@ void Connection::State::leave(Stream& stream, std::uint32_t error) {
 void Connection::State::release(Stream& stream) {
   forget_body(stream);
   count_sent(stream, stream.unsent);
-  service.buffered -= stream.unconsumed;
   // The windows of bytes that the upstream still has: the stream's own is gone with it.
   if (stream.unconsumed > 0) nghttp2_session_consume_connection(session.get(), stream.unconsumed);
   StreamList::remove(stream);
@@ -328,6 +349,10 @@ void Connection::State::release(Stream& stream) {
 
 void Connection::State::reset_stream(Stream& stream, std::uint32_t error) {
   StreamList::remove(stream);
+  if (stream.role == Stream::Role::body) {
+    stream.role = Stream::Role::answered;
+    forget_body(stream);
+  }
   nghttp2_submit_rst_stream(session.get(), NGHTTP2_FLAG_NONE, stream.id, error);
 }
 
@@ -373,7 +398,8 @@ void Connection::State::on_frame(const nghttp2_frame& frame) {
 
 void Connection::State::headers_ended(Stream& stream) {
   if (stream.headers.bytes() > limits.max_header_bytes) return refuse_headers(stream);
-  if (stream.headers.infer()) return infer_begins(stream);
+  stream.infer = stream.headers.infer();
+  if (stream.infer) return infer_begins(stream);
   // Whether the request ends here is known, but told with the rest of it: see request_ended.
   pass_on(stream, {}, false, std::nullopt);
 }
@@ -388,7 +414,7 @@ void Connection::State::infer_begins(Stream& stream) {
   if (service.logs()) stream.headers.choose(logged ? chosen_for_log : chosen_for_nothing);
   stream.progress = now;
   receiving.append(stream);
-  earliest_stall = std::min(earliest_stall, now + limits.stall_timeout);
+  stalls.by(now + limits.stall_timeout);
   if (observed || !stream.headers.plain()) {
     count_passed(stream);
     return pass_on(stream, {}, false, std::nullopt);
@@ -396,7 +422,7 @@ void Connection::State::infer_begins(Stream& stream) {
   stream.role = Stream::Role::body;
   if (const auto timeout = stream.headers.timeout()) {
     stream.deadline = now + *timeout;
-    earliest_deadline = std::min(earliest_deadline, stream.deadline);
+    deadlines.by(stream.deadline);
   }
 }
 
@@ -413,25 +439,20 @@ void Connection::State::on_data(std::int32_t id, std::string_view bytes) {
   if (stream->role == Stream::Role::body) return body_arrived(*stream, bytes);
   if (stream->role == Stream::Role::passed && !stream->upstream_done) {
     stream->unconsumed += bytes.size();
-    service.buffered += bytes.size();
-    up->data(id, bytes, false);
-    if (no_memory_for(*stream, bytes.size())) refuse_passed(*stream);
-    return;
+    return up->data(id, bytes, false);
   }
   consume(*stream, bytes.size());  // nobody wants it any more
 }
 
 void Connection::State::body_arrived(Stream& stream, std::string_view bytes) {
-  hold_or_open(stream, bytes.size());
-  switch (stream.body.add(bytes, limits.max_message_bytes)) {
-    case MessageBuffer::Arrived::too_large:
-      return refuse_large(stream);
-    case MessageBuffer::Arrived::other:
-      return pass_on_as_arrived(stream, false);
-    default:
-      break;
-  }
-  if (no_memory_for(stream, bytes.size())) refuse(stream, service.refuse_unread());
+  keep(stream, bytes.size());
+  const auto arrived = stream.body.add(bytes, limits.max_message_bytes);
+  const bool part = arrived == MessageBuffer::Arrived::part;
+  part ? hold_or_open(stream, bytes.size()) : consume(stream, bytes.size());
+  if (arrived == MessageBuffer::Arrived::too_large) return refuse_large(stream);
+  if (arrived == MessageBuffer::Arrived::other) return pass_on_as_arrived(stream, false);
+  const bool fits = buffered <= limits.max_buffered_bytes && (!part || reserve(stream));
+  if (!fits) refuse(stream, service.refuse_unread(memory_retry));
 }
 
 void Connection::State::request_ended(Stream& stream) {
@@ -481,14 +502,6 @@ void Connection::State::refuse_large(Stream& stream) {
                   "SERVER: Received message larger than max (" +
                       std::to_string(stream.body.announced()) + " vs. " +
                       std::to_string(limits.max_message_bytes) + ")"});
-}
-
-// What was passed on waits here, as grpcio does not take it.
-void Connection::State::refuse_passed(Stream& stream) {
-  if (stream.role != Stream::Role::passed) return;  // it failed meanwhile
-  leave(stream, NGHTTP2_CANCEL);
-  if (stream.response_begun) return reset_stream(stream, NGHTTP2_CANCEL);
-  refuse(stream, service.refuse_unread());
 }
 
 // --- answers ------------------------------------------------------------------------------------
@@ -611,8 +624,8 @@ void Connection::State::pass_on(Stream& stream, std::string_view body, bool end,
                                 std::optional<Seconds> timeout) {
   if (!upstream()) return refuse(stream, unavailable("Failed to connect to the server"));
   stream.role = Stream::Role::passed;
-  if (favoured == stream.id) favoured = 0;
   up->open(stream.id, stream.headers.passed_on(peer, timeout), end && body.empty());
+  stream.headers.clear();  // nobody asks for them again, and the call may last for days
   // It may have failed at once, and then nobody is there to be told.
   const bool goes_on = stream.role == Stream::Role::passed && !stream.upstream_done && !up_lost;
   if (!body.empty() && goes_on) up->data(stream.id, body, end);
@@ -621,8 +634,10 @@ void Connection::State::pass_on(Stream& stream, std::string_view body, bool end,
 // A body of which part came before it was clear that the lane does not take it.
 void Connection::State::pass_on_as_arrived(Stream& stream, bool end) {
   const std::string body = stream.body.take_all();
+  stop_receiving(stream);
   if (stream.withheld > 0) open_window(stream);
   pass_on_body(stream, body, end);
+  let_others_go();
 }
 
 // The body takes memory as before until the upstream has it; then, windows are not opened twice.
@@ -658,7 +673,7 @@ void Connection::State::respond(Stream& stream, const Headers& headers, bool mor
 // the lane's own; a stream's may wait for as long as its client likes.
 void Connection::State::resume(Stream& stream) {
   const bool waits = stream.upstream_done || (stream.request_ended && stream.out.size() > 0);
-  if (stream.headers.infer() && waits && stream.list != &answering) must_leave(stream);
+  if (stream.infer && waits && stream.list != &answering) must_leave(stream);
   nghttp2_session_resume_data(session.get(), stream.id);
 }
 
@@ -688,36 +703,33 @@ void Connection::State::consume(Stream& stream, std::size_t bytes) {
 void Connection::State::keep(Stream& stream, std::size_t bytes) {
   stream.buffered += bytes;
   buffered += bytes;
-  service.buffered += bytes;
 }
 
-bool Connection::State::memory_is_short() const {
-  return buffered > limits.max_buffered_bytes / 2 ||
-         service.buffered > limits.max_buffered_by_all / 2;
+bool Connection::State::memory_is_short() const { return buffered > limits.max_buffered_bytes / 2; }
+
+// Of a body that does not come at once, as soon as its length is known, all of it: what has begun
+// then never waits for other connections. False where no memory is left for it.
+bool Connection::State::reserve(Stream& stream) {
+  if (stream.reserved > 0) return true;
+  const std::size_t size = stream.body.announced();
+  const std::size_t all = limits.max_buffered_by_all;
+  if (service.reserved + size > (size <= small_message ? all : all / 4 * 3)) return false;
+  // A claim costs its client five bytes: nobody has more of it than is left to all others.
+  if (reserved + size > all - service.reserved) return false;
+  stream.reserved = size;
+  reserved += size;
+  service.reserved += size;
+  return true;
 }
 
-// Of several that no memory is left for, whoever comes last is refused, to try again later: windows
-// alone cannot hold many clients back, as each stream begins with one. What is whole goes on at
-// once, and so needs none; what is small must not wait for those who send half of something large.
-bool Connection::State::no_memory_for(const Stream& stream, std::size_t arrived) const {
-  if (buffered > limits.max_buffered_bytes) return true;
-  if (stream.role == Stream::Role::body && stream.body.whole()) return false;
-  const std::size_t kept = stream.buffered + stream.unconsumed;
-  const bool small = kept <= small_request;
-  const bool begins = kept - arrived <= small_request;
-  const std::size_t eighths = small ? 8 : begins ? 6 : 7;
-  return service.buffered > limits.max_buffered_by_all / 8 * eighths;
-}
-
-// Bytes of a body that is kept here: the connection's window opens, so that others go on; the
+// Bytes of a body that is not whole: the connection's window opens, so that others go on; the
 // stream's own unless memory is short, when one stream at a time goes on until it is whole.
 void Connection::State::hold_or_open(Stream& stream, std::size_t bytes) {
-  keep(stream, bytes);
   if (!memory_is_short()) return consume(stream, bytes);
-  if (favoured == 0) favoured = stream.id;
-  if (favoured == stream.id) return consume(stream, bytes);
+  if (!favoured) favoured = &stream;
+  if (favoured == &stream) return consume(stream, bytes);
   nghttp2_session_consume_connection(session.get(), bytes);
-  if (stream.withheld == 0) held.push_back(stream.id);
+  if (stream.withheld == 0) held.push_back(&stream);
   stream.withheld += bytes;
 }
 
@@ -726,24 +738,37 @@ void Connection::State::open_window(Stream& stream) {
   stream.progress = now;  // it was ours to go on
 }
 
-// The body is not kept here any more: there is room for those that were held back.
+// Those that were held back, as far as there is room; or the next, when it is its turn.
+void Connection::State::let_others_go() {
+  while (!held.empty() && (!favoured || !memory_is_short())) {
+    Stream& next = *held.front();
+    held.pop_front();
+    if (memory_is_short()) favoured = &next;
+    open_window(next);
+  }
+}
+
+// No more of the body comes, or it is not for the lane.
+void Connection::State::stop_receiving(Stream& stream) {
+  reserved -= stream.reserved;
+  service.reserved -= std::exchange(stream.reserved, 0);
+  if (favoured == &stream) favoured = nullptr;
+  if (stream.withheld == 0) return;
+  const auto place = std::find(held.begin(), held.end(), &stream);
+  if (place != held.end()) held.erase(place);
+}
+
+// The body is not kept here any more: there is room for others.
 void Connection::State::forget_body(Stream& stream) {
   stream.body.clear();
+  stop_receiving(stream);
   free_memory(stream, stream.buffered);
 }
 
 void Connection::State::free_memory(Stream& stream, std::size_t bytes) {
   buffered -= bytes;
-  service.buffered -= bytes;
   stream.buffered -= bytes;
-  if (favoured == stream.id && stream.role != Stream::Role::body) favoured = 0;
-  while (!held.empty() && (favoured == 0 || !memory_is_short())) {
-    Stream* next = find(held.front());
-    held.pop_front();
-    if (!next || next->role != Stream::Role::body || next->withheld == 0) continue;
-    if (memory_is_short()) favoured = next->id;
-    open_window(*next);
-  }
+  let_others_go();
 }
 
 // --- control frames -----------------------------------------------------------------------------
@@ -884,40 +909,40 @@ bool Connection::State::waits_for_us(const Stream& stream) const {
          nghttp2_session_get_local_window_size(session.get()) <= 0;
 }
 
-// Requests that do not go on, or too slowly, although their windows are open. The earliest time
-// noted may be of one that did.
+// Requests that do not go on, or too slowly, although their windows are open. What was noted may be
+// of one that did.
 Seconds Connection::State::tick_requests() {
-  if (now < earliest_stall) return earliest_stall;
-  earliest_stall = never;
+  if (now < stalls.next()) return stalls.next();
+  stalls.begins(now);
   for (Stream* stream = receiving.front(); stream;) {
     Stream* following = stream->after;
     if (waits_for_us(*stream)) stream->progress = now;
     const Seconds ends = stream->progress + limits.stall_timeout;
     if (now < ends) {
-      earliest_stall = std::min(earliest_stall, ends);
+      stalls.by(ends);
     } else {
       service.connection_series().stalled.add(0, 1);
       reset_stream(*stream, NGHTTP2_CANCEL);
     }
     stream = following;
   }
-  return earliest_stall;
+  return stalls.next();
 }
 
-// Requests of which not all came in time. The earliest deadline noted may be of one that did.
+// Requests of which not all came in time. What was noted may be of one that did.
 Seconds Connection::State::tick_deadlines() {
-  if (now < earliest_deadline) return earliest_deadline;
-  earliest_deadline = never;
+  if (now < deadlines.next()) return deadlines.next();
+  deadlines.begins(now);
   for (Stream* stream = receiving.front(); stream;) {
     Stream* following = stream->after;
     if (stream->deadline <= now && stream->role == Stream::Role::body) {
       refuse(*stream, {Code::deadline_exceeded, Reason::deadline, "Deadline Exceeded"});
     } else if (stream->role == Stream::Role::body) {
-      earliest_deadline = std::min(earliest_deadline, stream->deadline);
+      deadlines.by(stream->deadline);
     }
     stream = following;
   }
-  return earliest_deadline;
+  return deadlines.next();
 }
 
 // Answers that the client's window, or its socket, does not let go, or too slowly. The earliest
@@ -970,7 +995,8 @@ bool Connection::receive(const std::uint8_t* data, std::size_t size, Seconds now
   state.asked.reset();
   if (state.shutting || state.broken) return false;
   const ssize_t taken = nghttp2_session_mem_recv(state.session.get(), data, size);
-  if (taken == NGHTTP2_ERR_FLOODED) state.drop(Dropped::abuse);
+  const bool flooded = taken == NGHTTP2_ERR_FLOODED || taken == too_many_continuations;
+  if (flooded && !state.shutting) state.drop(Dropped::abuse);  // else it is counted
   if (taken < 0) state.broken = true;
   return !state.shutting && !state.broken && nghttp2_session_want_read(state.session.get());
 }
@@ -1046,7 +1072,6 @@ void Connection::upstream_taken(std::int32_t id, std::size_t bytes) {
   bytes -= before;
   bytes = std::min(bytes, stream->unconsumed);
   stream->unconsumed -= bytes;
-  state_->service.buffered -= bytes;
   state_->consume(*stream, bytes);
 }
 

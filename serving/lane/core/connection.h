@@ -27,10 +27,12 @@ struct Limits {
   // Of requests that are still being received; and as much of answers that are not read, beyond
   // which no more requests are taken.
   std::size_t max_buffered_bytes = 64 * 1024 * 1024;
-  // The same of all connections of the service together: the lane's memory, whoever comes. Beyond
-  // half of it each connection goes on with one request at a time; beyond three quarters no more of
-  // what is not small is begun; the last eighth is left to small requests, which so find room. As
-  // much of answers: the second half of it is for those who read theirs.
+  // Of all connections of the service together: bodies of ModelInfer that are received, each with
+  // the length that it says it has; but those that are whole at once, and are never refused for it.
+  // What does not fit is refused as it begins; messages larger than 64 KiB may have three quarters,
+  // so that small ones go on, and one connection no more than is left for all others. What is
+  // passed on is not in it: each connection's windows bound that. As much of answers: the second
+  // half of it is for those who read theirs.
   std::size_t max_buffered_by_all = 256 * 1024 * 1024;
   Seconds keepalive_time = 60;             // of silence until a peer is asked whether it lives
   Seconds keepalive_timeout = 20;          // for its answer

@@ -213,10 +213,10 @@ bool InferService::has_room() const {
   return inside() < state_->answering->options.room;
 }
 
-Refusal InferService::refuse_unread() {
+Refusal InferService::refuse_unread(Seconds retry) {
   Refusal refusal{Code::unavailable, Reason::draining, "the server is stopping"};
   if (!draining) {
-    const Seconds wait = std::max(kShortestRetry, state_->answering->last_wait.load());
+    const Seconds wait = std::max(retry, state_->answering->last_wait.load());
     refusal = {Code::resource_exhausted, Reason::overloaded, "the server is overloaded", wait};
   }
   const auto& [requests, rejected] = state_->slots_of(refusal.code, refusal.reason);

@@ -124,10 +124,11 @@ class InferService {
   bool logs_next();
   // Whether one more request has room, together with those that were passed on.
   bool has_room() const;
-  // How to refuse a request whatever it asks, where there is no room; counted.
-  Refusal refuse_unread();
-  // Bytes of requests that are still being received, of all connections.
-  std::size_t buffered = 0;
+  // How to refuse a request whatever it asks, where there is no room; to be made again after no
+  // less than `retry`. Counted.
+  Refusal refuse_unread(Seconds retry = kShortestRetry);
+  // Bytes that requests will have that are still being received, of all connections.
+  std::size_t reserved = 0;
   // And of answers that wait for their clients.
   std::size_t unsent = 0;
 

@@ -43,8 +43,8 @@ void Stream::reset() {
   body.clear();
   call.reset();
   out = Output();
-  request_ended = response_begun = upstream_done = counted = false;
-  buffered = unsent = withheld = unconsumed = consumed = 0;
+  request_ended = response_begun = upstream_done = infer = counted = false;
+  buffered = reserved = unsent = withheld = unconsumed = consumed = 0;
 }
 
 std::size_t Stream::consumed_before(std::size_t bytes) {

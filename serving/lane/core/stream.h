@@ -59,9 +59,11 @@ struct Stream {
   bool request_ended = false;   // the client has sent all of it
   bool response_begun = false;  // towards the client
   bool upstream_done = false;   // nothing more comes from there, nothing is to be told
+  bool infer = false;           // a ModelInfer, whoever answers it
   bool counted = false;         // as a ModelInfer that was passed on, and is not answered yet
 
   std::size_t buffered = 0;    // of the body, in the lane's memory
+  std::size_t reserved = 0;    // for all of it, in InferService::reserved
   std::size_t unsent = 0;      // of an answer of the lane's own, likewise
   std::size_t withheld = 0;    // bytes received by which the stream's window was not opened
   std::size_t unconsumed = 0;  // the same, the connection's window, too: the upstream has them
