@@ -33,11 +33,12 @@ BatcherOptions sorted(BatcherOptions options) {
   return options;
 }
 
-// What `top` and debuggers show; Linux has room for 15 characters.
-void name_thread(const std::string& name, int number) {
+// What `top` and debuggers show, from the moment there is a batcher; Linux has room for 15
+// characters.
+void name_thread(std::thread& thread, const std::string& name, int number) {
   const std::string ending = "-" + std::to_string(number);
   const std::string text = name.substr(0, 15 - std::min<std::size_t>(ending.size(), 15)) + ending;
-  pthread_setname_np(pthread_self(), text.c_str());
+  pthread_setname_np(thread.native_handle(), text.c_str());
 }
 
 }  // namespace
@@ -300,10 +301,8 @@ Batcher::Batcher(std::shared_ptr<Executor> executor, BatcherOptions options,
 void Batcher::start() {
   threads_.reserve(static_cast<std::size_t>(options_.instance_count) + 1);
   for (int number = 0; number <= options_.instance_count; ++number) {
-    threads_.emplace_back([state = state_, number] {
-      name_thread(state->options.name, number);
-      state->serve();
-    });
+    threads_.emplace_back([state = state_] { state->serve(); });
+    name_thread(threads_.back(), state_->options.name, number);
     ids_.push_back(threads_.back().get_id());
   }
 }
