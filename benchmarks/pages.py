@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 END = "<!-- end -->"
 
 
@@ -10,3 +12,8 @@ def filled_in(page: str, start: str, text: str) -> str:
     before, _, rest = page.partition(start)
     _, _, after = rest.partition(END)
     return f"{before}{start}\n{text}{END}{after}"
+
+
+def fill_in(path: Path, start: str, text: str) -> None:
+    """Write the text between the marks of the page that lies there."""
+    path.write_text(filled_in(path.read_text(encoding="utf-8"), start, text), encoding="utf-8")

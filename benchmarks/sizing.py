@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pages import filled_in
+from benchmarks.pages import fill_in
 from benchmarks.serving.targets import OURS, OURS_INT8, Figure
 
 SERVING = Path(__file__).parent / "results" / "serving.json"
@@ -121,8 +121,7 @@ def main() -> int:
     rows = measured(record) + arguments.own
     written = table(rows, arguments.utilisation, arguments.cores_per_replica) + figures(record)
     if arguments.write:
-        page = filled_in(PAGE.read_text(encoding="utf-8"), START, written)
-        PAGE.write_text(page, encoding="utf-8")
+        fill_in(PAGE, START, written)
     else:
         print(written, end="")
     return 0

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pages import filled_in
+from benchmarks.pages import fill_in
 from benchmarks.serving.table import grid, judged, said
 from benchmarks.serving.targets import (
     ALONE,
@@ -90,8 +90,7 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="into README.md")
     written = text(json.loads(SERVING.read_text(encoding="utf-8")))
     if parser.parse_args().write:
-        page = filled_in(PAGE.read_text(encoding="utf-8"), START, written)
-        PAGE.write_text(page, encoding="utf-8")
+        fill_in(PAGE, START, written)
     else:
         print(written, end="")
     return 0

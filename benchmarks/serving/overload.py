@@ -28,9 +28,9 @@ from benchmarks.serving.open_loop import Offered
 from benchmarks.serving.peers import BUILT_IN
 from benchmarks.serving.process import Cores
 from benchmarks.serving.session import Session, started
+from benchmarks.serving.targets import OVERLOAD
 
 REFUSED_MODEL = "resnet18"  # any: refusing does not look at images
-TIMES = 3.0
 _FULL = (4, 48)  # h2load: nearly as many in flight as there is room for by default
 _ROOM = 8  # requests
 _MOST_WAITING = 100
@@ -97,7 +97,7 @@ def _overload(ours: Ours, name: str, cores: Cores, seconds: float, refusal: floa
         rss = [_rss_mb(session)]
         loads = []
         for _ in range(2):
-            loads.append(offer_to(session, TIMES * capacity, seconds))
+            loads.append(offer_to(session, OVERLOAD * capacity, seconds))
             rss.append(_rss_mb(session))
             progress(loads[-1])
         session.checker.check_all()

@@ -14,6 +14,7 @@ TRITON, MLSERVER, ALONE = "triton", "mlserver", "onnxruntime"
 OURS, OURS_INT8, GRPCIO = "digits", "digits int8", "digits grpcio"
 WITHOUT_ALL = "digits without metrics and quality"
 TAIL_SHARE = 0.7  # of the capacity, where the tail is judged
+OVERLOAD = 3.0  # times the capacity, where what is still answered is judged
 BEST = -1
 
 
@@ -138,7 +139,6 @@ TARGETS = (
         for model in ("linear", "resnet18")
     ),
 )
-_OVERLOAD = 3.0  # times the capacity
 _GOODPUT = 0.9  # of that at capacity
 _KNOWING = 0.1
 _TAIL = 3.0  # p99 over p50
@@ -167,8 +167,8 @@ def _overload_verdict(model: str, found: Record) -> Verdict:
     """NaN, and so missed, where the generator did not offer what was to be."""
     capacity = found["capacity"]
     times = min(found[name]["offered_per_second"] for name in ("first", "second")) / capacity
-    value = found["goodput"] / capacity if times > 0.95 * _OVERLOAD else math.nan
-    text = f"{model} at {_OVERLOAD:g}x capacity, answers/s over those at capacity"
+    value = found["goodput"] / capacity if times > 0.95 * OVERLOAD else math.nan
+    text = f"{model} at {OVERLOAD:g}x capacity, answers/s over those at capacity"
     return Verdict(text, value, _GOODPUT, at_most=False)
 
 
