@@ -225,7 +225,7 @@ struct Connection::State {
   std::optional<Seconds> asked;           // whether the peer lives
   Look deadlines;                         // of those receiving, or before
   Look stalls;                            // likewise
-  Seconds earliest_unsent = never;        // likewise, of those answering
+  Look unread;                            // likewise, of those answering
   Moment idle;                            // when the last stream ended
   bool wrote = false;                     // something was taken to be sent since the last tick
   std::optional<Seconds> unsent_since;    // something waits, and nothing was taken
@@ -950,17 +950,17 @@ Seconds Connection::State::tick_deadlines() {
 Seconds Connection::State::tick_answers() {
   for (Stream* stream = answering.back(); stream && stream->progress == unknown;) {
     stream->progress = now;
-    earliest_unsent = std::min(earliest_unsent, now + limits.stall_timeout);
+    unread.by(now + limits.stall_timeout);
     stream = stream->before;
   }
-  if (now < earliest_unsent) return earliest_unsent;
-  earliest_unsent = never;
+  if (now < unread.next()) return unread.next();
+  unread.begins(now);
   for (Stream* stream = answering.front(); stream; stream = stream->after) {
     stream->progress = std::min(now, stream->progress);
-    earliest_unsent = std::min(earliest_unsent, stream->progress + limits.stall_timeout);
+    if (now >= stream->progress + limits.stall_timeout) drop(Dropped::stalled);
+    unread.by(stream->progress + limits.stall_timeout);
   }
-  if (now >= earliest_unsent) drop(Dropped::stalled);
-  return earliest_unsent;
+  return unread.next();
 }
 
 // Whatever there is to send, when nobody asks for it: the socket takes nothing.
