@@ -237,6 +237,7 @@ def _server(
         "instance-count": INSTANCES,
         "grpc-port": port,
         "metrics-port": 0,
+        "http-port": 0,
         "max-message-bytes": MESSAGE_BYTES,
         "log-level": "warning",
     }

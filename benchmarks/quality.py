@@ -127,6 +127,7 @@ def main() -> int:
         model_repository=arguments.model_repository,
         grpc_port=0,
         metrics_port=0,
+        allow_http=False,
         probe_interval=0,
     )
     manifests = with_quality(arguments.model_repository)

@@ -97,6 +97,7 @@ def _server(repository: Path, workers: int) -> Iterator[str]:
     """`python -m serving` as a user would start it, but on free ports; its address."""
     command = [sys.executable, "-m", "serving", "--model-repository", str(repository)]
     options = ["--poll-interval", "0.1", "--grpc-port", "0", "--metrics-port", "0"]
+    options += ["--http-port", "0"]
     process = subprocess.Popen(
         [*command, *options, "--workers", str(workers)], stderr=subprocess.PIPE, text=True
     )

@@ -43,6 +43,11 @@ def grpc_address() -> str:
     return f"localhost:{os.environ.get('DIGITS_GRPC_PORT', '8001')}"
 
 
+def http_address() -> str:
+    """Where its page is."""
+    return f"localhost:{os.environ.get('DIGITS_HTTP_PORT', '8000')}"
+
+
 def metrics_address() -> str:
     """Where it is scraped."""
     return f"localhost:{os.environ.get('DIGITS_METRICS_PORT', '8002')}"

@@ -305,6 +305,17 @@ class ServerConfig:
     grpc_port: int = field(
         default=8001, metadata=_about("network", "gRPC; 0 for any free port", bounds=(0, 65535))
     )
+    http_port: int = field(
+        default=8000,
+        metadata=_about(
+            "network",
+            "HTTP: the page, V2 over REST, feedback; 0 for any free port",
+            bounds=(0, 65535),
+        ),
+    )
+    allow_http: bool = field(
+        default=True, metadata=_about("network", "listen for HTTP, too; false leaves it out")
+    )
     transport: str = field(
         default="auto",
         metadata=_about(
@@ -374,8 +385,8 @@ class ServerConfig:
         default=None,
         metadata=_about(
             "network",
-            "serve gRPC by TLS, with this certificate and those that lead to its CA, in PEM; needs"
-            " --tls-key. Metrics stay without TLS. Read at the start only",
+            "serve gRPC and HTTP by TLS, with this certificate and those that lead to its CA, in"
+            " PEM; needs --tls-key. Metrics stay without TLS. Read at the start only",
         ),
     )
     tls_key: Path | None = field(

@@ -68,15 +68,8 @@ class DigitsServicer:
         return _result(self.feedback.take([(item.prediction_id, item.label)])[0])
 
 
-def add_digits_service(
-    server: grpc.Server,
-    feedback: Feedback,
-    registry: ModelRegistry,
-    metrics: Metrics,
-    config: ServerConfig,
-) -> None:
+def add_digits_service(server: grpc.Server, servicer: DigitsServicer) -> None:
     """Have a server that has not started answer the service's RPCs."""
-    servicer = DigitsServicer(feedback, registry, metrics, config)
     handlers: dict[str, MethodHandler] = {
         "SendFeedback": unary(servicer.SendFeedback, pb.SendFeedbackRequest),
         "StreamFeedback": _stream(servicer),

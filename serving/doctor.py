@@ -156,7 +156,10 @@ def _lane(config: ServerConfig) -> Iterator[Finding]:
 
 
 def _ports(config: ServerConfig) -> Iterator[Finding]:
-    for flag, port in (("--grpc-port", config.grpc_port), ("--metrics-port", config.metrics_port)):
+    flags = {"--grpc-port": config.grpc_port, "--metrics-port": config.metrics_port}
+    if config.allow_http:
+        flags["--http-port"] = config.http_port
+    for flag, port in flags.items():
         try:
             family, kind, _, _, address = socket.getaddrinfo(
                 config.host, port, type=socket.SOCK_STREAM

@@ -28,11 +28,14 @@ from serving.control import ModelControl
 from serving.counted_ids import CountedIds
 from serving.counter_directory import CounterDirectory
 from serving.device import runtime_for
-from serving.digits import DIGITS, add_digits_service
+from serving.digits import DIGITS, DigitsServicer, add_digits_service
 from serving.drift_watch import DriftWatch
 from serving.errors import ModelLoadError, StartupError
 from serving.families import Exported
 from serving.feedback import Feedback, published_labels
+from serving.http.app import application
+from serving.http.server import HttpServer
+from serving.http.services import Services
 from serving.inference import InferenceService
 from serving.metrics import Metrics
 from serving.native_transport import NativeTransport, choose
@@ -110,9 +113,12 @@ class InferenceServer:
             observers(config, self._spans, chosen=self._lane is not None),
         )
         self._grpc = grpc_server(config, private=self._lane is not None)
-        self._add_services(self._servicer(admin_of(self.admin), tracer))
+        services = self._services(self._servicer(admin_of(self.admin), tracer))
+        self._add_services(services)
+        self._http = HttpServer(config, application(services)) if config.allow_http else None
         self._loader = threading.Thread(target=self._run, name="control", daemon=True)
         self.port = 0
+        self.http_port = self._http.port if self._http else 0
 
     @property
     def ready(self) -> bool:
@@ -127,6 +133,8 @@ class InferenceServer:
             self._health.set(name, NOT_SERVING)
         self._health.set(LIVENESS, SERVING)
         self.port = self._listen()
+        if self._http:
+            self._http.start()
         self.report_readiness()
 
     def _listen(self) -> int:
@@ -168,6 +176,8 @@ class InferenceServer:
         self.control.stop()
         self._prober.stop()
         self._health.enter_graceful_shutdown()
+        if self._http:
+            self._http.drain()
         if self._lane:
             self._lane.drain()
         else:
@@ -177,6 +187,8 @@ class InferenceServer:
             time.sleep(RECEIVED_WITHIN)
         self.wait_until_idle(max(0.0, end - time.monotonic()))
         self._grpc.stop(min(LAST_ANSWERS, self._config.drain_timeout)).wait()
+        if self._http:
+            self._http.stop(max(LAST_ANSWERS, end - time.monotonic()))
         if self._lane:
             self._lane.stop()
         if self._loader.is_alive():
@@ -245,12 +257,16 @@ class InferenceServer:
             lambda: self.ready,
         )
 
-    def _add_services(self, servicer: InferenceServicer) -> None:
+    def _services(self, servicer: InferenceServicer) -> Services:
+        digits = DigitsServicer(self._feedback, self.registry, self._metrics, self._config)
         room = Room(self.service, self._config.room, self._lane)
-        self._handlers = Handlers(self.service, handlers(servicer), room)
+        return Services(self._config, self.service, servicer, digits, room)
+
+    def _add_services(self, services: Services) -> None:
+        self._handlers = Handlers(self.service, handlers(services.v2), services.room)
         self._grpc.add_generic_rpc_handlers((self._handlers,))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-        add_digits_service(self._grpc, self._feedback, self.registry, self._metrics, self._config)
+        add_digits_service(self._grpc, services.digits)
         names = [SERVICE.full_name, DIGITS.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME]
         reflection.enable_server_reflection(names, self._grpc)
 
@@ -271,6 +287,7 @@ class Server:
         self._metrics: MetricsServer | None = None
         self._drift: DriftWatch | None = None
         self.grpc_port = 0
+        self.http_port = 0
         self.metrics_port = 0
 
     def start(self) -> None:
@@ -280,6 +297,7 @@ class Server:
         self._drift = DriftWatch(self._config, self._counters.path)
         self.inference.listen()
         self.grpc_port, self.metrics_port = self.inference.port, self._metrics.port
+        self.http_port = self.inference.http_port
         self.inference.load()
 
     def wait_until_loaded(self) -> None:

@@ -68,15 +68,18 @@ class Supervisor:
         self._stopping = False
         self._wake, self._woken = self._context.Pipe()
         self._watcher = threading.Thread(target=self._watch, name="supervisor", daemon=True)
+        self._reserved: list[socket.socket] = []
         self.grpc_port = 0
+        self.http_port = 0
         self.metrics_port = 0
 
     def start(self) -> None:
         """Listen in every worker, and let them load; StartupError where one cannot."""
         try:
-            self._reserved = _reserve(self._config.host, self._config.grpc_port)
-            self.grpc_port = self._reserved.getsockname()[1]
-            self._config = replace(self._config, grpc_port=self.grpc_port)
+            self.grpc_port = self._reserve("--grpc-port", self._config.grpc_port)
+            if self._config.allow_http:
+                self.http_port = self._reserve("--http-port", self._config.http_port)
+            self._config = replace(self._config, grpc_port=self.grpc_port, http_port=self.http_port)
             self._server = MetricsServer(self._config, self._counters.path)
             self.metrics_port = self._server.port
             for number in range(self._config.workers):
@@ -100,8 +103,15 @@ class Supervisor:
         self._end_all(self._config.drain_timeout + LAST_CHANCE)
         self._drift.stop()
         self._server.stop()
-        self._reserved.close()
+        for reserved in self._reserved:
+            reserved.close()
         self._counters.close()
+
+    def _reserve(self, flag: str, port: int) -> int:
+        reserved = _reserve(flag, self._config.host, port)
+        self._reserved.append(reserved)
+        found: int = reserved.getsockname()[1]
+        return found
 
     def _spawn(self, number: int, failures: int = 0) -> None:
         ours, theirs = self._context.Pipe()
@@ -255,17 +265,17 @@ def _start_without_interrupts(process: BaseProcess) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _reserve(host: str, port: int) -> socket.socket:
+def _reserve(flag: str, host: str, port: int) -> socket.socket:
     """A socket that holds the port for the workers to share; it never listens.
 
     Binding it alone first refuses a port on which another server shares already.
     """
-    check_free("--grpc-port", host, port)
+    check_free(flag, host, port)
     try:
         family, kind, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         reserved = socket.socket(family, kind)
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         reserved.bind(where)
     except OSError as error:
-        raise cannot_listen("--grpc-port", host, port, error) from None
+        raise cannot_listen(flag, host, port, error) from None
     return reserved

@@ -451,6 +451,7 @@ class Running:
     channel: grpc.Channel
     stub: pb_grpc.GRPCInferenceServiceStub
     metrics_url: str
+    http_url: str  # without a slash at its end; empty where the server does not listen for HTTP
 
 
 @contextmanager
@@ -460,6 +461,8 @@ def running_server(repository: Path, **options: object) -> Iterator[Running]:
         model_repository=repository,
         grpc_port=0,
         metrics_port=0,
+        http_port=0,
+        allow_http=False,  # most tests ask by gRPC
         intra_op_threads=1,
         transport=TRANSPORT,
     )
@@ -471,7 +474,8 @@ def running_server(repository: Path, **options: object) -> Iterator[Running]:
         url = f"http://localhost:{server.metrics_port}/metrics"
         with grpc.insecure_channel(address) as channel:
             stub = pb_grpc.GRPCInferenceServiceStub(channel)
-            yield Running(server, address, channel, stub, url)
+            http_url = f"http://localhost:{server.http_port}" if server.http_port else ""
+            yield Running(server, address, channel, stub, url, http_url)
     finally:
         server.stop()
 
@@ -524,6 +528,7 @@ class Process:
 def server_process(*arguments: str) -> Iterator[Process]:
     """Run the server's command line with free ports; killed after LIFETIME or when left."""
     command = [sys.executable, "-m", "serving", "--grpc-port", "0", "--metrics-port", "0"]
+    command += ["--http-port", "0"]
     popen = subprocess.Popen(
         [*command, *arguments],
         cwd=ROOT,

@@ -50,6 +50,8 @@ def test_every_option_can_be_set_either_way() -> None:
         "priority_levels": 3,
         "host": "::1",
         "grpc_port": 7,
+        "http_port": 9,
+        "allow_http": False,
         "transport": "grpcio",
         "metrics_port": 8,
         "triton_metrics": True,

@@ -18,11 +18,12 @@ from serving.config import ServerConfig
 from serving.cpu import available_cpus
 from serving.doctor import FAIL, OK, WARN, Finding, examine, main
 
-FREE = ["--grpc-port", "0", "--metrics-port", "0"]
+FREE = ["--grpc-port", "0", "--metrics-port", "0", "--http-port", "0"]
 
 
 def config_of(repository: Path, **changes: object) -> ServerConfig:
     values: dict[str, object] = {"model_repository": repository, "grpc_port": 0, "metrics_port": 0}
+    values["http_port"] = 0
     return ServerConfig(**{**values, **changes})  # type: ignore[arg-type]
 
 

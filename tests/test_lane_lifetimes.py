@@ -46,7 +46,7 @@ from serving.config import ServerConfig
 from serving.server import Server
 
 config = ServerConfig(
-    model_repository=Path(sys.argv[1]), grpc_port=0, metrics_port=0, transport="native",
+    model_repository=Path(sys.argv[1]), grpc_port=0, metrics_port=0, http_port=0, transport="native",
     feedback_memory=1000,
 )
 server = Server(config)
@@ -120,7 +120,8 @@ def python(
 
 
 def config(repository: Path, **options: Any) -> ServerConfig:
-    defaults = {"grpc_port": 0, "metrics_port": 0, "transport": "native", "feedback_memory": 1000}
+    defaults: dict[str, Any] = {"grpc_port": 0, "metrics_port": 0, "allow_http": False}
+    defaults |= {"transport": "native", "feedback_memory": 1000}
     return ServerConfig(model_repository=repository, **{**defaults, **options})
 
 

@@ -266,7 +266,7 @@ def test_a_signal_lets_what_is_in_flight_finish_and_exits_with_0(
 def test_a_port_that_is_taken_is_one_clear_line(repository: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        for flag in ("--grpc-port", "--metrics-port"):
+        for flag in ("--grpc-port", "--metrics-port", "--http-port"):
             with server_process("--model-repository", str(repository), flag, port) as process:
                 assert process.finish() == 1
                 address = f"127.0.0.1:{port}"

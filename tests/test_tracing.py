@@ -220,6 +220,7 @@ def test_without_the_extra_the_server_says_what_is_missing(models: Path) -> None
     )
     options = ["--model-repository", str(models), "--otlp-endpoint", "http://127.0.0.1:4318"]
     command = [sys.executable, "-c", program, *options, "--grpc-port", "0", "--metrics-port", "0"]
+    command += ["--http-port", "0"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 1
     assert done.stderr.startswith(

@@ -103,7 +103,7 @@ def supervised(repository: Path, *arguments: str) -> Iterator[Workers]:
     command = [sys.executable, "-m", "serving", "--model-repository", str(repository)]
     ports = () if "--grpc-port" in arguments else ("--grpc-port", "0")
     popen = subprocess.Popen(
-        [*command, "--workers", "2", "--metrics-port", "0", *ports, *arguments],
+        [*command, "--workers", "2", "--metrics-port", "0", "--http-port", "0", *ports, *arguments],
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,

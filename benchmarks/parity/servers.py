@@ -93,7 +93,7 @@ def _ours(repository: Path, names: Sequence[str], precision: str, device: str) -
     command = [sys.executable, "-m", "serving", "--model-repository", str(repository)]
     command += ["--model-control-mode", "explicit", "--load-model", ",".join(names)]
     command += ["--precision", precision, "--device", device, "--intra-op-threads", "1"]
-    command += ["--grpc-port", str(port), "--metrics-port", str(metrics_port)]
+    command += ["--grpc-port", str(port), "--metrics-port", str(metrics_port), "--http-port", "0"]
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         directory, environment = Path(temporary), {"PYTHONPATH": str(ROOT)}
         process = stack.enter_context(running(command, environment, directory))

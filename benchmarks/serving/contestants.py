@@ -115,6 +115,7 @@ def _launcher(
         command += ["--transport", transport]
         command += ["--model-repository", str(ours.repository), "--intra-op-threads", "1"]
         command += ["--grpc-port", str(grpc_port), "--metrics-port", str(metrics_port)]
+        command += ["--http-port", "0"]
         if tuning.batch:
             command += ["--max-batch-size", str(tuning.batch)]
         command += ours.options

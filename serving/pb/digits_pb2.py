@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17serving/pb/digits.proto\x12\tdigits.v1\"0\n\x08\x46\x65\x65\x64\x62\x61\x63k\x12\x15\n\rprediction_id\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\"<\n\x13SendFeedbackRequest\x12%\n\x08\x66\x65\x65\x64\x62\x61\x63k\x18\x01 \x03(\x0b\x32\x13.digits.v1.Feedback\"\xce\x01\n\x0e\x46\x65\x65\x64\x62\x61\x63kResult\x12\x32\n\x07outcome\x18\x01 \x01(\x0e\x32!.digits.v1.FeedbackResult.Outcome\x12\x0e\n\x06reason\x18\x02 \x01(\t\"x\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x0b\n\x07\x43OUNTED\x10\x01\x12\x0c\n\x08REPEATED\x10\x02\x12\r\n\tMALFORMED\x10\x03\x12\n\n\x06\x46ORGED\x10\x04\x12\x0b\n\x07\x45XPIRED\x10\x05\x12\x11\n\rUNKNOWN_MODEL\x10\x06\"B\n\x14SendFeedbackResponse\x12*\n\x07results\x18\x01 \x03(\x0b\x32\x19.digits.v1.FeedbackResult\">\n\x11GetQualityRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\"4\n\x08Interval\x12\r\n\x05value\x18\x01 \x01(\x01\x12\x0b\n\x03low\x18\x02 \x01(\x01\x12\x0c\n\x04high\x18\x03 \x01(\x01\"@\n\rConfusionCell\x12\r\n\x05truth\x18\x01 \x01(\t\x12\x11\n\tpredicted\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\"\xd3\x01\n\x05\x44rift\x12R\n\x1apopulation_stability_index\x18\x01 \x03(\x0b\x32..digits.v1.Drift.PopulationStabilityIndexEntry\x12\x0f\n\x07\x64rifted\x18\x02 \x01(\x08\x12\x16\n\x0ewindow_seconds\x18\x03 \x01(\x01\x12\x0c\n\x04rows\x18\x04 \x01(\x04\x1a?\n\x1dPopulationStabilityIndexEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xaa\x03\n\x0cModelQuality\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x16\n\x0e\x66\x65\x65\x64\x62\x61\x63k_count\x18\x03 \x01(\x04\x12\x15\n\rcorrect_count\x18\x04 \x01(\x04\x12%\n\x08\x61\x63\x63uracy\x18\x05 \x01(\x0b\x32\x13.digits.v1.Interval\x12+\n\tconfusion\x18\x06 \x03(\x0b\x32\x18.digits.v1.ConfusionCell\x12\x1d\n\x10holdout_accuracy\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x1b\n\x0eprobe_accuracy\x18\x08 \x01(\x01H\x01\x88\x01\x01\x12\x14\n\x0cprobe_passed\x18\t \x01(\x08\x12\x1f\n\x12\x65stimated_accuracy\x18\n \x01(\x01H\x02\x88\x01\x01\x12\x19\n\x11\x65stimate_reliable\x18\x0b \x01(\x08\x12\x1f\n\x05\x64rift\x18\x0c \x01(\x0b\x32\x10.digits.v1.DriftB\x13\n\x11_holdout_accuracyB\x11\n\x0f_probe_accuracyB\x15\n\x13_estimated_accuracy\"=\n\x12GetQualityResponse\x12\'\n\x06models\x18\x01 \x03(\x0b\x32\x17.digits.v1.ModelQuality2\xea\x01\n\x06\x44igits\x12O\n\x0cSendFeedback\x12\x1e.digits.v1.SendFeedbackRequest\x1a\x1f.digits.v1.SendFeedbackResponse\x12\x44\n\x0eStreamFeedback\x12\x13.digits.v1.Feedback\x1a\x19.digits.v1.FeedbackResult(\x01\x30\x01\x12I\n\nGetQuality\x12\x1c.digits.v1.GetQualityRequest\x1a\x1d.digits.v1.GetQualityResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17serving/pb/digits.proto\x12\tdigits.v1\"G\n\x06Pixels\x12\x0e\n\x06height\x18\x01 \x01(\r\x12\r\n\x05width\x18\x02 \x01(\r\x12\x10\n\x08\x63hannels\x18\x03 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"J\n\x05Image\x12\x11\n\x07\x65ncoded\x18\x01 \x01(\x0cH\x00\x12#\n\x06pixels\x18\x02 \x01(\x0b\x32\x11.digits.v1.PixelsH\x00\x42\t\n\x07\x63ontent\"\x85\x01\n\x0f\x43lassifyRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\t\x12 \n\x06images\x18\x04 \x03(\x0b\x32\x10.digits.v1.Image\x12\x19\n\x11return_normalised\x18\x05 \x01(\x08\"a\n\x0e\x43lassification\x12\r\n\x05label\x18\x01 \x01(\t\x12\x15\n\rprobabilities\x18\x02 \x03(\x02\x12\x15\n\rprediction_id\x18\x03 \x01(\t\x12\x12\n\nnormalised\x18\x04 \x01(\x0c\"\x8e\x01\n\x10\x43lassifyResponse\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\t\x12\x0f\n\x07\x63lasses\x18\x04 \x03(\t\x12\x32\n\x0f\x63lassifications\x18\x05 \x03(\x0b\x32\x19.digits.v1.Classification\"t\n\x16StreamClassifyResponse\x12-\n\x08response\x18\x01 \x01(\x0b\x32\x1b.digits.v1.ClassifyResponse\x12\x14\n\x0c\x65rror_status\x18\x02 \x01(\t\x12\x15\n\rerror_message\x18\x03 \x01(\t\"0\n\x08\x46\x65\x65\x64\x62\x61\x63k\x12\x15\n\rprediction_id\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\"<\n\x13SendFeedbackRequest\x12%\n\x08\x66\x65\x65\x64\x62\x61\x63k\x18\x01 \x03(\x0b\x32\x13.digits.v1.Feedback\"\xce\x01\n\x0e\x46\x65\x65\x64\x62\x61\x63kResult\x12\x32\n\x07outcome\x18\x01 \x01(\x0e\x32!.digits.v1.FeedbackResult.Outcome\x12\x0e\n\x06reason\x18\x02 \x01(\t\"x\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x0b\n\x07\x43OUNTED\x10\x01\x12\x0c\n\x08REPEATED\x10\x02\x12\r\n\tMALFORMED\x10\x03\x12\n\n\x06\x46ORGED\x10\x04\x12\x0b\n\x07\x45XPIRED\x10\x05\x12\x11\n\rUNKNOWN_MODEL\x10\x06\"B\n\x14SendFeedbackResponse\x12*\n\x07results\x18\x01 \x03(\x0b\x32\x19.digits.v1.FeedbackResult\">\n\x11GetQualityRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\"4\n\x08Interval\x12\r\n\x05value\x18\x01 \x01(\x01\x12\x0b\n\x03low\x18\x02 \x01(\x01\x12\x0c\n\x04high\x18\x03 \x01(\x01\"@\n\rConfusionCell\x12\r\n\x05truth\x18\x01 \x01(\t\x12\x11\n\tpredicted\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\"\xd3\x01\n\x05\x44rift\x12R\n\x1apopulation_stability_index\x18\x01 \x03(\x0b\x32..digits.v1.Drift.PopulationStabilityIndexEntry\x12\x0f\n\x07\x64rifted\x18\x02 \x01(\x08\x12\x16\n\x0ewindow_seconds\x18\x03 \x01(\x01\x12\x0c\n\x04rows\x18\x04 \x01(\x04\x1a?\n\x1dPopulationStabilityIndexEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xaa\x03\n\x0cModelQuality\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x16\n\x0e\x66\x65\x65\x64\x62\x61\x63k_count\x18\x03 \x01(\x04\x12\x15\n\rcorrect_count\x18\x04 \x01(\x04\x12%\n\x08\x61\x63\x63uracy\x18\x05 \x01(\x0b\x32\x13.digits.v1.Interval\x12+\n\tconfusion\x18\x06 \x03(\x0b\x32\x18.digits.v1.ConfusionCell\x12\x1d\n\x10holdout_accuracy\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x1b\n\x0eprobe_accuracy\x18\x08 \x01(\x01H\x01\x88\x01\x01\x12\x14\n\x0cprobe_passed\x18\t \x01(\x08\x12\x1f\n\x12\x65stimated_accuracy\x18\n \x01(\x01H\x02\x88\x01\x01\x12\x19\n\x11\x65stimate_reliable\x18\x0b \x01(\x08\x12\x1f\n\x05\x64rift\x18\x0c \x01(\x0b\x32\x10.digits.v1.DriftB\x13\n\x11_holdout_accuracyB\x11\n\x0f_probe_accuracyB\x15\n\x13_estimated_accuracy\"=\n\x12GetQualityResponse\x12\'\n\x06models\x18\x01 \x03(\x0b\x32\x17.digits.v1.ModelQuality2\x84\x03\n\x06\x44igits\x12\x43\n\x08\x43lassify\x12\x1a.digits.v1.ClassifyRequest\x1a\x1b.digits.v1.ClassifyResponse\x12S\n\x0eStreamClassify\x12\x1a.digits.v1.ClassifyRequest\x1a!.digits.v1.StreamClassifyResponse(\x01\x30\x01\x12O\n\x0cSendFeedback\x12\x1e.digits.v1.SendFeedbackRequest\x1a\x1f.digits.v1.SendFeedbackResponse\x12\x44\n\x0eStreamFeedback\x12\x13.digits.v1.Feedback\x1a\x19.digits.v1.FeedbackResult(\x01\x30\x01\x12I\n\nGetQuality\x12\x1c.digits.v1.GetQualityRequest\x1a\x1d.digits.v1.GetQualityResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,30 +33,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_DRIFT_POPULATIONSTABILITYINDEXENTRY']._loaded_options = None
   _globals['_DRIFT_POPULATIONSTABILITYINDEXENTRY']._serialized_options = b'8\001'
-  _globals['_FEEDBACK']._serialized_start=38
-  _globals['_FEEDBACK']._serialized_end=86
-  _globals['_SENDFEEDBACKREQUEST']._serialized_start=88
-  _globals['_SENDFEEDBACKREQUEST']._serialized_end=148
-  _globals['_FEEDBACKRESULT']._serialized_start=151
-  _globals['_FEEDBACKRESULT']._serialized_end=357
-  _globals['_FEEDBACKRESULT_OUTCOME']._serialized_start=237
-  _globals['_FEEDBACKRESULT_OUTCOME']._serialized_end=357
-  _globals['_SENDFEEDBACKRESPONSE']._serialized_start=359
-  _globals['_SENDFEEDBACKRESPONSE']._serialized_end=425
-  _globals['_GETQUALITYREQUEST']._serialized_start=427
-  _globals['_GETQUALITYREQUEST']._serialized_end=489
-  _globals['_INTERVAL']._serialized_start=491
-  _globals['_INTERVAL']._serialized_end=543
-  _globals['_CONFUSIONCELL']._serialized_start=545
-  _globals['_CONFUSIONCELL']._serialized_end=609
-  _globals['_DRIFT']._serialized_start=612
-  _globals['_DRIFT']._serialized_end=823
-  _globals['_DRIFT_POPULATIONSTABILITYINDEXENTRY']._serialized_start=760
-  _globals['_DRIFT_POPULATIONSTABILITYINDEXENTRY']._serialized_end=823
-  _globals['_MODELQUALITY']._serialized_start=826
-  _globals['_MODELQUALITY']._serialized_end=1252
-  _globals['_GETQUALITYRESPONSE']._serialized_start=1254
-  _globals['_GETQUALITYRESPONSE']._serialized_end=1315
-  _globals['_DIGITS']._serialized_start=1318
-  _globals['_DIGITS']._serialized_end=1552
+  _globals['_PIXELS']._serialized_start=38
+  _globals['_PIXELS']._serialized_end=109
+  _globals['_IMAGE']._serialized_start=111
+  _globals['_IMAGE']._serialized_end=185
+  _globals['_CLASSIFYREQUEST']._serialized_start=188
+  _globals['_CLASSIFYREQUEST']._serialized_end=321
+  _globals['_CLASSIFICATION']._serialized_start=323
+  _globals['_CLASSIFICATION']._serialized_end=420
+  _globals['_CLASSIFYRESPONSE']._serialized_start=423
+  _globals['_CLASSIFYRESPONSE']._serialized_end=565
+  _globals['_STREAMCLASSIFYRESPONSE']._serialized_start=567
+  _globals['_STREAMCLASSIFYRESPONSE']._serialized_end=683
+  _globals['_FEEDBACK']._serialized_start=685
+  _globals['_FEEDBACK']._serialized_end=733
+  _globals['_SENDFEEDBACKREQUEST']._serialized_start=735
+  _globals['_SENDFEEDBACKREQUEST']._serialized_end=795
+  _globals['_FEEDBACKRESULT']._serialized_start=798
+  _globals['_FEEDBACKRESULT']._serialized_end=1004
+  _globals['_FEEDBACKRESULT_OUTCOME']._serialized_start=884
+  _globals['_FEEDBACKRESULT_OUTCOME']._serialized_end=1004
+  _globals['_SENDFEEDBACKRESPONSE']._serialized_start=1006
+  _globals['_SENDFEEDBACKRESPONSE']._serialized_end=1072
+  _globals['_GETQUALITYREQUEST']._serialized_start=1074
+  _globals['_GETQUALITYREQUEST']._serialized_end=1136
+  _globals['_INTERVAL']._serialized_start=1138
+  _globals['_INTERVAL']._serialized_end=1190
+  _globals['_CONFUSIONCELL']._serialized_start=1192
+  _globals['_CONFUSIONCELL']._serialized_end=1256
+  _globals['_DRIFT']._serialized_start=1259
+  _globals['_DRIFT']._serialized_end=1470
+  _globals['_DRIFT_POPULATIONSTABILITYINDEXENTRY']._serialized_start=1407
+  _globals['_DRIFT_POPULATIONSTABILITYINDEXENTRY']._serialized_end=1470
+  _globals['_MODELQUALITY']._serialized_start=1473
+  _globals['_MODELQUALITY']._serialized_end=1899
+  _globals['_GETQUALITYRESPONSE']._serialized_start=1901
+  _globals['_GETQUALITYRESPONSE']._serialized_end=1962
+  _globals['_DIGITS']._serialized_start=1965
+  _globals['_DIGITS']._serialized_end=2353
 # @@protoc_insertion_point(module_scope)

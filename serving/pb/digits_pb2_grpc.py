@@ -34,6 +34,16 @@ class DigitsStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.Classify = channel.unary_unary(
+                '/digits.v1.Digits/Classify',
+                request_serializer=serving_dot_pb_dot_digits__pb2.ClassifyRequest.SerializeToString,
+                response_deserializer=serving_dot_pb_dot_digits__pb2.ClassifyResponse.FromString,
+                _registered_method=True)
+        self.StreamClassify = channel.stream_stream(
+                '/digits.v1.Digits/StreamClassify',
+                request_serializer=serving_dot_pb_dot_digits__pb2.ClassifyRequest.SerializeToString,
+                response_deserializer=serving_dot_pb_dot_digits__pb2.StreamClassifyResponse.FromString,
+                _registered_method=True)
         self.SendFeedback = channel.unary_unary(
                 '/digits.v1.Digits/SendFeedback',
                 request_serializer=serving_dot_pb_dot_digits__pb2.SendFeedbackRequest.SerializeToString,
@@ -53,6 +63,23 @@ class DigitsStub:
 
 class DigitsServicer:
     """Missing associated documentation comment in .proto file."""
+
+    def Classify(self, request, context):
+        """What a model says of images of one digit each: of any size, dark on light or light on dark, in
+        grey or colour. Each is made what MNIST would have held first. One that is no such image is
+        INVALID_ARGUMENT, and fails the call.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StreamClassify(self, request_iterator, context):
+        """The same as they come in, on one stream: an answer for each request, as it is there, with its
+        id. A request that is refused fails no other.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def SendFeedback(self, request, context):
         """Tell the true labels of predictions, one or many. Each is answered by itself: one that is refused
@@ -79,6 +106,16 @@ class DigitsServicer:
 
 def add_DigitsServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'Classify': grpc.unary_unary_rpc_method_handler(
+                    servicer.Classify,
+                    request_deserializer=serving_dot_pb_dot_digits__pb2.ClassifyRequest.FromString,
+                    response_serializer=serving_dot_pb_dot_digits__pb2.ClassifyResponse.SerializeToString,
+            ),
+            'StreamClassify': grpc.stream_stream_rpc_method_handler(
+                    servicer.StreamClassify,
+                    request_deserializer=serving_dot_pb_dot_digits__pb2.ClassifyRequest.FromString,
+                    response_serializer=serving_dot_pb_dot_digits__pb2.StreamClassifyResponse.SerializeToString,
+            ),
             'SendFeedback': grpc.unary_unary_rpc_method_handler(
                     servicer.SendFeedback,
                     request_deserializer=serving_dot_pb_dot_digits__pb2.SendFeedbackRequest.FromString,
@@ -104,6 +141,60 @@ def add_DigitsServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class Digits:
     """Missing associated documentation comment in .proto file."""
+
+    @staticmethod
+    def Classify(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/digits.v1.Digits/Classify',
+            serving_dot_pb_dot_digits__pb2.ClassifyRequest.SerializeToString,
+            serving_dot_pb_dot_digits__pb2.ClassifyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamClassify(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/digits.v1.Digits/StreamClassify',
+            serving_dot_pb_dot_digits__pb2.ClassifyRequest.SerializeToString,
+            serving_dot_pb_dot_digits__pb2.StreamClassifyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def SendFeedback(request,

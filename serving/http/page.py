@@ -1,0 +1,12 @@
+"""/: the page to draw on, and its files."""
+
+from __future__ import annotations
+
+from starlette.routing import BaseRoute
+
+from serving.http.services import Services
+
+
+def routes(services: Services) -> list[BaseRoute]:
+    """The paths of this part."""
+    return []

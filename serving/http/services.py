@@ -1,0 +1,23 @@
+"""What HTTP's routes answer from: the very parts that gRPC's calls are answered by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from serving.config import ServerConfig
+from serving.digits import DigitsServicer
+from serving.inference import InferenceService
+from serving.room import Room
+from serving.servicer import InferenceServicer
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """`v2` and `digits` have a method for each unary RPC, of the request and the caller's peer;
+    what is inferred goes to `inference`, where there is `room`."""
+
+    config: ServerConfig
+    inference: InferenceService
+    v2: InferenceServicer
+    digits: DigitsServicer
+    room: Room
