@@ -46,8 +46,8 @@ from serving.config import ServerConfig
 from serving.server import Server
 
 config = ServerConfig(
-    model_repository=Path(sys.argv[1]), grpc_port=0, metrics_port=0, http_port=0, transport="native",
-    feedback_memory=1000,
+    model_repository=Path(sys.argv[1]), grpc_port=0, metrics_port=0, http_port=0,
+    transport="native", feedback_memory=1000,
 )
 server = Server(config)
 mapped = next(line for line in open("/proc/self/maps") if "digits-counters-" in line)
