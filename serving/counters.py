@@ -32,6 +32,7 @@ start of the file, `slots` (a buffer of float64) is where it is mapped.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import mmap
@@ -50,6 +51,8 @@ SUPERVISOR = -1
 RETIRED = -2
 SUFFIX = ".counters"
 CHUNK_BYTES = 256 * 1024
+# Remembered as parsed: a record's key never changes, and is read again every few seconds.
+MOST_KEYS = 16384
 
 log = logging.getLogger(__name__)
 
@@ -233,11 +236,16 @@ def _read_records(data: mmap.mmap, used: int) -> list[tuple[Series, list[float]]
             if key == 0:
                 break
             first = at + _LENGTHS.size + key
-            merge, name, labels = json.loads(bytes(view[first - key : first]))
             values = list(floats[first // 8 : first // 8 + slots])
-            records.append((Series(Merge(merge), name, tuple(labels)), values))
+            records.append((_series(bytes(view[first - key : first])), values))
             at = first + 8 * slots
     return records
+
+
+@functools.lru_cache(MOST_KEYS)
+def _series(key: bytes) -> Series:
+    merge, name, labels = json.loads(key)
+    return Series(Merge(merge), name, tuple(labels))
 
 
 def _pack_header(worker: int, process: Process, used: int = _HEADER.size, folds: int = 0) -> bytes:

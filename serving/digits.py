@@ -40,10 +40,7 @@ class DigitsServicer:
 
     def SendFeedback(self, request: pb.SendFeedbackRequest, peer: str) -> pb.SendFeedbackResponse:
         """Count the labels; one that is refused fails no other."""
-        if len(request.feedback) > MOST_FEEDBACK:
-            raise InvalidInput(
-                f"feedback: at most {MOST_FEEDBACK} in one request, got {len(request.feedback)}"
-            )
+        require_few(len(request.feedback))
         items = [(each.prediction_id, each.label) for each in request.feedback]
         return pb.SendFeedbackResponse(results=map(_result, self.feedback.take(items)))
 
@@ -66,6 +63,12 @@ class DigitsServicer:
     def one(self, item: pb.Feedback) -> pb.FeedbackResult:
         """Count the label of a stream's message."""
         return _result(self.feedback.take([(item.prediction_id, item.label)])[0])
+
+
+def require_few(feedback: int) -> None:
+    """Raise InvalidInput for more labels than one request may have."""
+    if feedback > MOST_FEEDBACK:
+        raise InvalidInput(f"feedback: at most {MOST_FEEDBACK} in one request, got {feedback}")
 
 
 def add_digits_service(server: grpc.Server, servicer: DigitsServicer) -> None:

@@ -34,6 +34,7 @@ from serving.errors import ModelLoadError, StartupError
 from serving.families import Exported
 from serving.feedback import Feedback, published_labels
 from serving.http.app import application
+from serving.http.history import History
 from serving.http.server import HttpServer
 from serving.http.services import Services
 from serving.inference import InferenceService
@@ -260,7 +261,8 @@ class InferenceServer:
     def _services(self, servicer: InferenceServicer) -> Services:
         digits = DigitsServicer(self._feedback, self.registry, self._metrics, self._config)
         room = Room(self.service, self._config.room, self._lane)
-        return Services(self._config, self.service, servicer, digits, room)
+        history = History(self._metrics.sums)
+        return Services(self._config, self.service, servicer, digits, room, history)
 
     def _add_services(self, services: Services) -> None:
         self._handlers = Handlers(self.service, handlers(services.v2), services.room)

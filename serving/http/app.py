@@ -20,4 +20,5 @@ def application(services: Services) -> Starlette:
         routes=[route for part in PARTS for route in part.routes(services)],
         middleware=[Middleware(Guard)],
         exception_handlers={HTTPException: http_exception},
+        lifespan=lambda app: services.history.kept(),
     )

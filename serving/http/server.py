@@ -70,7 +70,7 @@ def _uvicorn_config(config: ServerConfig, app: ASGIApp) -> uvicorn.Config:
         log_config=None,  # ours
         log_level=logging.WARNING,
         access_log=False,
-        lifespan="off",
+        lifespan="on",
         ws="none",
         proxy_headers=False,  # whoever asks could say that it is somebody else
         server_header=False,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from serving.config import ServerConfig
 from serving.digits import DigitsServicer
+from serving.http.history import History
 from serving.inference import InferenceService
 from serving.room import Room
 from serving.servicer import InferenceServicer
@@ -21,3 +22,4 @@ class Services:
     v2: InferenceServicer
     digits: DigitsServicer
     room: Room
+    history: History
