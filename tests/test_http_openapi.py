@@ -1,0 +1,138 @@
+"""The OpenAPI document against the application's own routes, and against itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from conftest import PATIENCE, publish_times, running_server
+from starlette.routing import Mount, Route
+
+from serving.admin import ProcessAdmin
+from serving.config import ServerConfig
+from serving.control import ModelControl
+from serving.counted_ids import CountedIds
+from serving.digits import DigitsServicer
+from serving.feedback import Feedback
+from serving.http.app import application
+from serving.http.history import History
+from serving.http.openapi import document
+from serving.http.services import Services
+from serving.inference import InferenceService
+from serving.metrics import Metrics
+from serving.prediction_ids import Signer
+from serving.registry import ModelRegistry
+from serving.room import Room
+from serving.servicer import InferenceServicer
+from serving.trace import Tracer
+
+DOCUMENT = document("1.2.3")
+OPERATIONS = [
+    (path, method, operation)
+    for path, item in DOCUMENT["paths"].items()
+    for method, operation in item.items()
+]
+
+
+def no_model(directory: Path) -> Any:
+    raise AssertionError(f"{directory} is not to be loaded")
+
+
+@pytest.fixture
+def routes(tmp_path: Path) -> list[Route]:
+    """Those of a server's application, but for the files of the page, which are a folder."""
+    config, registry, tracer = ServerConfig(model_repository=tmp_path), ModelRegistry(), Tracer()
+    metrics, signer = Metrics(tmp_path, "1"), Signer([b"a secret of this test"])
+    admin = ProcessAdmin(ModelControl(config, registry, no_model, metrics), tracer)
+    counted = CountedIds(tmp_path, 1024)
+    feedback = Feedback(signer, metrics, counted, lambda model, version: None, 60.0)
+    inference = InferenceService(registry, metrics, tracer, signer, 1)
+    services = Services(
+        config,
+        inference,
+        InferenceServicer(registry, metrics, tracer, admin, config, "1", lambda: True),
+        DigitsServicer(feedback, registry, metrics, config),
+        Room(inference, config.room),
+        History(metrics.sums),
+    )
+    found = application(services).routes
+    assert all(isinstance(each, Route | Mount) for each in found)
+    return [each for each in found if isinstance(each, Route)]
+
+
+def nameless(path: str) -> str:
+    """Whatever the parts of a path are called, and are made of."""
+    return re.sub(r"\{[^}]*\}", "{}", path)
+
+
+def test_every_route_is_in_the_document_and_every_path_of_it_is_a_route(
+    routes: list[Route],
+) -> None:
+    served = {
+        (nameless(route.path), method.lower())
+        for route in routes
+        for method in (route.methods or set()) - {"HEAD"}
+    }
+    told = {(nameless(path), method) for path, method, _ in OPERATIONS}
+    assert served - told == set()
+    assert told - served == set()
+
+
+def test_the_parameters_of_a_path_are_those_in_its_braces() -> None:
+    for path, _, operation in OPERATIONS:
+        told = [each for each in operation.get("parameters", ()) if each["in"] == "path"]
+        assert [each["name"] for each in told] == re.findall(r"\{(\w+)\}", path)
+        assert all(each["required"] for each in told)
+
+
+def references(part: Any) -> Iterator[str]:
+    """All that a part of the document refers to."""
+    if isinstance(part, dict):
+        if isinstance(part.get("$ref"), str):
+            yield part["$ref"]
+        for each in part.values():
+            yield from references(each)
+    elif isinstance(part, list):
+        for each in part:
+            yield from references(each)
+
+
+def test_every_component_is_referred_to_and_every_reference_is_one() -> None:
+    there = {
+        f"#/components/{kind}/{name}"
+        for kind, components in DOCUMENT["components"].items()
+        for name in components
+    }
+    assert set(references(DOCUMENT)) == there
+
+
+def test_every_operation_has_a_name_of_its_own_and_what_can_go_wrong() -> None:
+    names = [operation["operationId"] for _, _, operation in OPERATIONS]
+    assert len(set(names)) == len(names)
+    for _, method, operation in OPERATIONS:
+        assert "500" in operation["responses"]
+        assert operation["summary"]
+        if method == "get":
+            assert "requestBody" not in operation
+        elif "requestBody" in operation:
+            assert {"400", "403", "408", "413"} <= set(operation["responses"])
+
+
+def test_every_error_is_json_that_says_what_is_wrong() -> None:
+    responses = DOCUMENT["components"]["responses"]
+    for status in ("400", "403", "404", "413", "429", "500", "501", "503", "504"):
+        content = responses[f"Error{status}"]["content"]
+        assert content == {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+
+
+def test_a_server_tells_its_own(tmp_path: Path) -> None:
+    publish_times(tmp_path)
+    with running_server(tmp_path, allow_http=True) as running:
+        answer = httpx.get(f"{running.http_url}/openapi.json", timeout=PATIENCE)
+        version = httpx.get(f"{running.http_url}/v1/overview", timeout=PATIENCE).json()
+    assert answer.headers["Content-Type"] == "application/json"
+    assert answer.json() == document(version["server"]["version"])
