@@ -77,11 +77,15 @@ def mapping(values: Part, description: str = "") -> Part:
 
 
 def record(
-    required: Mapping[str, Part], optional: Mapping[str, Part] | None = None, description: str = ""
+    required: Mapping[str, Part],
+    optional: Mapping[str, Part] | None = None,
+    description: str = "",
+    **more: Any,
 ) -> Part:
     """An object; more than is listed may come."""
     listed = {"type": "object", "properties": {**required, **(optional or {})}}
-    return _described(listed, description, {"required": list(required)} if required else {})
+    must = {"required": list(required)} if required else {}
+    return _described({**listed, **must}, description, more)
 
 
 def or_null(schema: Part) -> Part:
@@ -122,6 +126,9 @@ MEDIA = {
     "json": JSON,
     "binary": BINARY,
     "html": "text/html",
+    "css": "text/css",
+    "javascript": "text/javascript",
+    "svg": "image/svg+xml",
     "png": "image/png",
     "jpeg": "image/jpeg",
 }

@@ -45,6 +45,7 @@ def paths() -> Part:
         "/v1/models/{name}/versions/{version}/report": {"get": _report()},
         "/openapi.json": {"get": _document()},
         "/": {"get": _page()},
+        "/static/{file}": {"get": _static()},
     }
 
 
@@ -112,7 +113,30 @@ def _document() -> Part:
 
 
 def _page() -> Part:
-    return operation("page", PAGE, "A page to draw on", {200: answer("HTML.", html=text())})
+    return operation(
+        "page",
+        PAGE,
+        "A page to draw on",
+        {200: answer("HTML.", html=text()), 304: _UNCHANGED},
+    )
+
+
+def _static() -> Part:
+    file = in_path("file", "The file's name.", "^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    return operation(
+        "pageFile",
+        PAGE,
+        "A file of the page",
+        {
+            200: answer("By what it is.", html=text(), css=text(), javascript=text(), svg=text()),
+            304: _UNCHANGED,
+        },
+        errors=(404,),
+        parameters=[file],
+    )
+
+
+_UNCHANGED = answer("It is what If-None-Match names.")
 
 
 def schemas() -> Part:
@@ -126,7 +150,10 @@ def _of_classify() -> Part:
     row = array({"anyOf": [value, {**colours, "minItems": 3, "maxItems": 4}]}, minItems=1)
     asked = {"model": text(), "version": text()}
     return {
-        "Pixels": record({"pixels": array(row, "Rows of pixels, all of one length.", minItems=1)}),
+        "Pixels": record(
+            {"pixels": array(row, "Rows of pixels, all of one length.", minItems=1)},
+            additionalProperties=False,
+        ),
         "Classified": record(
             {"normalised": ref("Normalised"), "answers": array({"anyOf": [_said(), _refused()]})}
         ),
@@ -143,7 +170,7 @@ def _of_classify() -> Part:
                 **asked,
                 "label": text("The likeliest class."),
                 "classes": array(text()),
-                "probabilities": array(share(), "By class."),
+                "probabilities": array(or_null(number()), "By class; null for no number."),
                 "prediction_id": text("For feedback."),
                 "seconds": record({name: number() for name in ("queue", "compute", "total")}),
                 "batch_size": whole("Rows of the batch that it ran in."),
