@@ -114,9 +114,10 @@ class InferenceServer:
             observers(config, self._spans, chosen=self._lane is not None),
         )
         self._grpc = grpc_server(config, private=self._lane is not None)
-        services = self._services(self._servicer(admin_of(self.admin), tracer))
-        self._add_services(services)
-        self._http = HttpServer(config, application(services)) if config.allow_http else None
+        self.services = self._services(self._servicer(admin_of(self.admin), tracer))
+        self._add_services(self.services)
+        app = application(self.services)
+        self._http = HttpServer(config, app) if config.allow_http else None
         self._loader = threading.Thread(target=self._run, name="control", daemon=True)
         self.port = 0
         self.http_port = self._http.port if self._http else 0

@@ -4,31 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
-from conftest import PATIENCE, publish_times, running_server
-from starlette.routing import Mount, Route
+from conftest import PATIENCE, Running, publish_times, running_server
+from starlette.routing import Route
 
-from serving.admin import ProcessAdmin
-from serving.config import ServerConfig
-from serving.control import ModelControl
-from serving.counted_ids import CountedIds
-from serving.digits import DigitsServicer
-from serving.feedback import Feedback
 from serving.http.app import application
-from serving.http.history import History
 from serving.http.openapi import document
-from serving.http.services import Services
-from serving.inference import InferenceService
-from serving.metrics import Metrics
-from serving.prediction_ids import Signer
-from serving.registry import ModelRegistry
-from serving.room import Room
-from serving.servicer import InferenceServicer
-from serving.trace import Tracer
 
 DOCUMENT = document("1.2.3")
 OPERATIONS = [
@@ -38,30 +22,12 @@ OPERATIONS = [
 ]
 
 
-def no_model(directory: Path) -> Any:
-    raise AssertionError(f"{directory} is not to be loaded")
-
-
-@pytest.fixture
-def routes(tmp_path: Path) -> list[Route]:
-    """Those of a server's application, but for the files of the page, which are a folder."""
-    config, registry, tracer = ServerConfig(model_repository=tmp_path), ModelRegistry(), Tracer()
-    metrics, signer = Metrics(tmp_path, "1"), Signer([b"a secret of this test"])
-    admin = ProcessAdmin(ModelControl(config, registry, no_model, metrics), tracer)
-    counted = CountedIds(tmp_path, 1024)
-    feedback = Feedback(signer, metrics, counted, lambda model, version: None, 60.0)
-    inference = InferenceService(registry, metrics, tracer, signer, 1)
-    services = Services(
-        config,
-        inference,
-        InferenceServicer(registry, metrics, tracer, admin, config, "1", lambda: True),
-        DigitsServicer(feedback, registry, metrics, config),
-        Room(inference, config.room),
-        History(metrics.sums),
-    )
-    found = application(services).routes
-    assert all(isinstance(each, Route | Mount) for each in found)
-    return [each for each in found if isinstance(each, Route)]
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    path = tmp_path_factory.mktemp("models")
+    publish_times(path)
+    with running_server(path, allow_http=True) as server:
+        yield server
 
 
 def nameless(path: str) -> str:
@@ -70,11 +36,12 @@ def nameless(path: str) -> str:
 
 
 def test_every_route_is_in_the_document_and_every_path_of_it_is_a_route(
-    routes: list[Route],
+    running: Running,
 ) -> None:
+    routes = application(running.server.inference.services).routes
     served = {
         (nameless(route.path), method.lower())
-        for route in routes
+        for route in cast(list[Route], routes)
         for method in (route.methods or set()) - {"HEAD"}
     }
     told = {(nameless(path), method) for path, method, _ in OPERATIONS}
@@ -129,10 +96,8 @@ def test_every_error_is_json_that_says_what_is_wrong() -> None:
         assert content == {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
 
 
-def test_a_server_tells_its_own(tmp_path: Path) -> None:
-    publish_times(tmp_path)
-    with running_server(tmp_path, allow_http=True) as running:
-        answer = httpx.get(f"{running.http_url}/openapi.json", timeout=PATIENCE)
-        version = httpx.get(f"{running.http_url}/v1/overview", timeout=PATIENCE).json()
+def test_a_server_tells_its_own(running: Running) -> None:
+    answer = httpx.get(f"{running.http_url}/openapi.json", timeout=PATIENCE)
+    version = running.server.inference.services.v2.version
     assert answer.headers["Content-Type"] == "application/json"
-    assert answer.json() == document(version["server"]["version"])
+    assert answer.json() == document(version)
