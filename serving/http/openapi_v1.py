@@ -153,6 +153,7 @@ def _of_classify() -> Part:
         "Pixels": record(
             {"pixels": array(row, "Rows of pixels, all of one length.", minItems=1)},
             additionalProperties=False,
+            examples=[{"pixels": [[0, 0, 0], [0, 255, 0], [0, 255, 0], [0, 0, 0]]}],
         ),
         "Classified": record(
             {"normalised": ref("Normalised"), "answers": array({"anyOf": [_said(), _refused()]})}
@@ -197,7 +198,10 @@ def _of_feedback() -> Part:
         }
     )
     return {
-        "FeedbackRequest": record({"feedback": array(item, maxItems=MOST_FEEDBACK)}),
+        "FeedbackRequest": record(
+            {"feedback": array(item, maxItems=MOST_FEEDBACK)},
+            examples=[{"feedback": [{"prediction_id": "as an answer has it", "label": "7"}]}],
+        ),
         "FeedbackResults": record({"results": array(result)}),
     }
 

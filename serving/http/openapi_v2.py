@@ -19,6 +19,7 @@ from serving.http.openapi_parts import (
     mapping,
     one_of,
     operation,
+    or_null,
     record,
     ref,
     sent,
@@ -133,6 +134,7 @@ def _infer(each: str, parameters: Sequence[Part]) -> Part:
 def _repository() -> Part:
     """What there is, and what is served of it."""
     index = {200: answer("By name, then version.", json=array(ref("IndexEntry")))}
+    ready = record({}, {"ready": or_null(truth("Whether only those that are served."))})
     models = "/v2/repository/models/{model}"
     return {
         "/v2/repository/index": {
@@ -141,7 +143,7 @@ def _repository() -> Part:
                 ADMIN,
                 "Every version that is known of, and why it is not served",
                 index,
-                body=sent(required=False, json=record({}, {"ready": truth("Only those served.")})),
+                body=sent(required=False, json=ready),
             )
         },
         f"{models}/load": {"post": _change("Load", "Load a model in all workers", "Loaded")},
@@ -150,7 +152,7 @@ def _repository() -> Part:
 
 
 def _change(name: str, summary: str, schema: str) -> Part:
-    given = record({}, {"parameters": mapping({}, "Of loading, none is taken.")})
+    given = record({}, {"parameters": or_null(mapping({}, "Of loading, none is taken."))})
     return operation(
         f"repositoryModel{name}",
         ADMIN,
@@ -262,25 +264,23 @@ def _of_models() -> Part:
 
 
 def _of_inference() -> Part:
-    shape = array(whole())
     data = {"type": ["number", "boolean", "string", "array"]}
-    named = {"name": text(), "shape": shape, "datatype": one_of(tuple(DATATYPES))}
-    optional = {
-        "parameters": ref("Parameters"),
-        "data": array(data, "In row-major order, flat or nested; none of binary data."),
-    }
-    wanted = record({"name": text()}, {"parameters": ref("Parameters")})
+    named = {"name": text(), "shape": array(whole()), "datatype": one_of(tuple(DATATYPES))}
+    values = array(data, "In row-major order, flat or nested; none of binary data.")
+    given = {"parameters": or_null(ref("Parameters"))}
+    wanted = record({"name": text()}, given)
     return {
         "Parameters": mapping({"type": ["boolean", "number", "string"]}),
-        "InputTensor": record(named, optional),
-        "OutputTensor": record(named, optional),
+        "InputTensor": record(named, {**given, "data": values}),
+        "OutputTensor": record(named, {"parameters": ref("Parameters"), "data": values}),
         "InferRequest": record(
             {"inputs": array(ref("InputTensor"))},
             {
-                "id": text("Is echoed."),
-                "parameters": ref("Parameters"),
-                "outputs": array(wanted, "All of them where it is not there."),
+                **given,
+                "id": or_null(text("Is echoed.")),
+                "outputs": or_null(array(wanted, "All of them where it is not there.")),
             },
+            examples=[{"inputs": [_EXAMPLE]}],
         ),
         "InferResponse": record(
             {
@@ -291,6 +291,9 @@ def _of_inference() -> Part:
             {"id": text(), "parameters": ref("Parameters")},
         ),
     }
+
+
+_EXAMPLE = {"name": "x", "datatype": "FP32", "shape": [2, 1], "data": [0.5, 2.0]}
 
 
 def _of_statistics() -> Part:
