@@ -68,15 +68,17 @@ def test_what_is_no_document_is_told_apart(tmp_path: Path) -> None:
     path.write_text(json.dumps(wrong))
     done = run("openapi-spec-validator", "--schema", "3.1", str(path))
     assert done.returncode == 1
-    assert "'title' is a required property" in done.stdout
+    assert "title" in done.stdout
+    assert "is a required" in done.stdout
 
 
 def test_the_server_is_as_its_document_says(http_url: str) -> None:
     url = f"{http_url}/openapi.json"
     done = run("schemathesis", "--config-file", str(CONFIG), "run", "--no-color", url)
     assert done.returncode == 0, done.stdout + done.stderr
-    operations = sum(len(methods) for methods in document("1")["paths"].values())
-    assert f"Tested: {operations}" in done.stdout
-    cases = re.search(r"(\d+) generated", done.stdout)
-    assert cases
-    assert int(cases[1]) > 10 * operations, done.stdout
+    # All but that of the document, which it has asked for already.
+    operations = sum(len(methods) for methods in document("1")["paths"].values()) - 1
+    assert re.search(rf"^ +Tested: {operations}$", done.stdout, re.MULTILINE), done.stdout
+    cases = re.search(r"(\d+) generated, (\d+) passed", done.stdout)
+    assert cases, done.stdout
+    assert int(cases[1]) == int(cases[2]) > 10 * operations
