@@ -235,10 +235,10 @@ def test_counters_that_cannot_be_read_are_logged_and_end_nothing(tmp_path: Path)
     assert "not a counter file" in message
 
 
-def test_a_server_keeps_one_though_nobody_asks(tmp_path: Path) -> None:
+def test_a_server_keeps_one_though_nobody_asks(tmp_path: Path, transport: str) -> None:
     publish_times(tmp_path)
     with (
-        running_server(tmp_path, allow_http=True) as running,
+        running_server(tmp_path, allow_http=True, transport=transport) as running,
         httpx.Client(base_url=running.http_url, timeout=PATIENCE) as client,
     ):
 

@@ -26,7 +26,7 @@ OPERATIONS = [
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     path = tmp_path_factory.mktemp("models")
     publish_times(path)
-    with running_server(path, allow_http=True) as server:
+    with running_server(path, allow_http=True, transport="grpcio") as server:
         yield server
 
 

@@ -57,7 +57,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory, digits: Digits) -> Path
 @pytest.fixture(scope="module")
 def client(repository: Path) -> Iterator[httpx.Client]:
     with (
-        running_server(repository, allow_http=True) as running,
+        running_server(repository, allow_http=True, transport="grpcio") as running,
         httpx.Client(base_url=running.http_url, timeout=PATIENCE) as client,
     ):
         yield client
@@ -183,7 +183,7 @@ def test_a_link_or_another_file_in_a_reports_place_is_not_sent(
     places["within"].rename(repository / "kept")
     places["within"].symlink_to(repository / "kept")
     with (
-        running_server(repository, allow_http=True) as running,
+        running_server(repository, allow_http=True, transport="grpcio") as running,
         httpx.Client(base_url=running.http_url, timeout=PATIENCE) as client,
     ):
 

@@ -30,10 +30,10 @@ from serving.predictions import Prediction
 
 
 @pytest.fixture
-def running(tmp_path: Path, digits: Digits) -> Iterator[Running]:
+def running(tmp_path: Path, digits: Digits, transport: str) -> Iterator[Running]:
     publish_classifier(tmp_path, digits)
     publish_echo(tmp_path, "echo", (-1, 3))
-    with running_server(tmp_path, allow_http=True) as server:
+    with running_server(tmp_path, allow_http=True, transport=transport) as server:
         yield server
 
 
@@ -103,11 +103,13 @@ def test_what_is_not_known_is_null(client: httpx.Client) -> None:
     assert (found["probe_passed"], found["estimate_reliable"]) == (True, False)
 
 
-def test_what_is_known_without_labels_comes_with_its_window(tmp_path: Path, digits: Digits) -> None:
+def test_what_is_known_without_labels_comes_with_its_window(
+    tmp_path: Path, digits: Digits, transport: str
+) -> None:
     publish_calibrated(tmp_path, digits, digits)
     found: dict[str, Any] = {}
     with (
-        running_server(tmp_path, allow_http=True, drift_window=600) as running,
+        running_server(tmp_path, allow_http=True, drift_window=600, transport=transport) as running,
         httpx.Client(base_url=running.http_url, timeout=PATIENCE) as client,
     ):
         for first in range(0, len(digits.images), 32):
