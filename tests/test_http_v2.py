@@ -93,7 +93,7 @@ def test_the_server_is_live_and_ready_and_head_says_so_too(client: httpx.Client)
 
 
 def test_a_server_without_models_is_live_and_not_ready(serve: Serve, tmp_path: Path) -> None:
-    with serve(tmp_path, allow_http=True) as empty:
+    with serve(tmp_path, allow_http=True, transport="grpcio") as empty:
         assert httpx.get(f"{empty.http_url}/v2/health/live").status_code == 200
         ready = httpx.get(f"{empty.http_url}/v2/health/ready")
     assert (ready.status_code, ready.json()) == (503, {"ready": False})
@@ -229,14 +229,14 @@ def test_a_small_answer_is_not_compressed(client: httpx.Client, digits: Digits) 
 
 @pytest.fixture(scope="module")
 def echoes(
-    tmp_path_factory: pytest.TempPathFactory, serve: Serve
+    tmp_path_factory: pytest.TempPathFactory, serve: Serve, transport: str
 ) -> Iterator[tuple[Running, httpx.Client]]:
     """A server with a model for each datatype, `echo_fp32` and so on, of rows of three."""
-    path = tmp_path_factory.mktemp("echoes")
+    path = tmp_path_factory.mktemp(f"echoes-{transport}")
     for name, kind in ECHO_TYPES.items():
         publish_echo(path, f"echo_{name.lower()}", (-1, 3), {name: kind})
     with (
-        serve(path, allow_http=True) as running,
+        serve(path, allow_http=True, transport=transport) as running,
         httpx.Client(base_url=running.http_url, timeout=PATIENCE) as found,
     ):
         yield running, found

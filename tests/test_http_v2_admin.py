@@ -25,9 +25,10 @@ CHANGES: tuple[tuple[str, dict[str, object]], ...] = (
 @pytest.fixture(scope="module")
 def client(repository: Path, serve: Serve) -> Iterator[httpx.Client]:
     """Of a server that may be administered."""
-    options = {"model_control_mode": "explicit", "load_model": ("classifier",)}
+    options: dict[str, object] = {"allow_http": True, "allow_admin": True}
+    options |= {"model_control_mode": "explicit", "load_model": ("classifier",)}
     with (
-        serve(repository, allow_http=True, allow_admin=True, **options) as running,
+        serve(repository, transport="grpcio", **options) as running,
         httpx.Client(base_url=running.http_url, timeout=PATIENCE) as found,
     ):
         yield found
@@ -128,7 +129,7 @@ def test_changes_are_refused_unless_administration_is_allowed(
     repository: Path, serve: Serve
 ) -> None:
     with (
-        serve(repository, allow_http=True) as running,
+        serve(repository, allow_http=True, transport="grpcio") as running,
         httpx.Client(base_url=running.http_url) as own,
     ):
         for path, body in CHANGES:

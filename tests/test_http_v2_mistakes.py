@@ -31,7 +31,7 @@ MIB = 2**20
 
 @pytest.fixture(scope="module")
 def web(repository: Path, serve: Serve) -> Iterator[Running]:
-    with serve(repository, allow_http=True) as running:
+    with serve(repository, allow_http=True, transport="grpcio") as running:
         yield running
 
 
@@ -241,7 +241,10 @@ def test_a_crowded_model_is_429_and_says_when_to_come_back(serve: Serve, tmp_pat
     options = {"max_batch_size": 1, "max_queue_size": 1, "allow_http": True}
     row = {"name": "x", "datatype": "FP32", "shape": [1, 1024], "data": [0.0] * 1024}
     retry_after: list[str] = []
-    with serve(tmp_path, **options) as own, httpx.Client(timeout=PATIENCE) as client:
+    with (
+        serve(tmp_path, transport="grpcio", **options) as own,
+        httpx.Client(timeout=PATIENCE) as client,
+    ):
         url = f"{own.http_url}/v2/models/slow/infer"
 
         def one_is_refused() -> bool:

@@ -21,7 +21,7 @@ from serving.errors import InvalidInput
 from serving.http import strict_json
 
 # Elements that are written in one go: others of Python's threads wait meanwhile.
-_CHUNK = 2**14
+_CHUNK = 2**12
 
 _INFINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 # By the kind of a datatype's array type.
