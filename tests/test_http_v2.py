@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
+import os
+import socket
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -338,6 +341,20 @@ def test_a_mistake_is_told_in_the_words_of_grpc(
         statuses = {400: "INVALID_ARGUMENT", 404: "NOT_FOUND"}
         assert statuses[answer.status_code] == caught.value.code().name
         assert answer.json() == {"error": caught.value.details()}
+
+
+def test_no_answer_waits_for_its_headers_to_be_acknowledged(
+    client: httpx.Client, web: Running
+) -> None:
+    """Its connection is without Nagle's algorithm, which may cost 40 ms."""
+    assert client.get("/v2").status_code == 200
+    port = int(web.http_url.rpartition(":")[2])
+    delays = []
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(number))) as found:
+            if found.getpeername() and found.getsockname()[1] == port:
+                delays.append(found.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 0)
+    assert set(delays) == {False}
 
 
 def test_shared_memory_is_not_there_and_says_so(client: httpx.Client) -> None:
