@@ -132,6 +132,7 @@ def of(**changes: object) -> bytes:
         (of(datatype="FP32", data=["one"] * 6), "'NaN', 'Infinity' and '-Infinity' in data"),
         (of(datatype="FP32", data=[1e39] * 6), "data holds a value beyond FP32"),
         (of(datatype="FP64", data=[10**400] * 6), "data holds a value beyond FP64"),
+        (of(datatype="FP64", data=[1234] * 6).replace(b"1234", b"1e999"), "beyond FP64"),
         (of(datatype="FP16"), "FP16 is taken as binary data only, not in JSON"),
         (of(name="x"), "input 'x' is unknown"),
         (of(parameters={"binary_data_size": 6}), "input 'in_INT8': has data beside binary_"),
@@ -234,6 +235,24 @@ def test_what_is_malformed_is_counted_as_over_grpc(web: Running, client: httpx.C
     client.post(INFER, content=b"{")
     client.post(INFER, content=of(name="x"))
     assert count() - before == 2
+
+
+def test_what_there_is_no_room_for_is_429_unread(serve: Serve, tmp_path: Path) -> None:
+    publish_slow(tmp_path)
+    options = {"max_batch_size": 1, "max_in_flight": 2, "allow_http": True}
+    with serve(tmp_path, transport="grpcio", **options) as own, httpx.Client() as client:
+        url = f"{own.http_url}/v2/models/slow/infer"
+
+        def one_is_refused() -> bool:
+            calls: list[Any] = [own.stub.ModelInfer.future(slow_request()) for _ in range(20)]
+            answer = client.post(url, content=b"{", timeout=PATIENCE)
+            for call in calls:
+                call.cancel()
+            return answer.status_code == 429
+
+        until(one_is_refused)
+        assert own.server.inference.wait_until_idle(PATIENCE)
+        assert client.post(url, content=b"{").status_code == 400
 
 
 def test_a_crowded_model_is_429_and_says_when_to_come_back(serve: Serve, tmp_path: Path) -> None:

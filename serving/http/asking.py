@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from serving.access import Caller
 from serving.http.services import Services
+from serving.http.status import Refused
 from serving.replies import Refusal, Reply
 
 Outcome = Reply | Refusal
@@ -39,6 +40,13 @@ def caller_of(rpc: str, request: Request) -> Caller:
         headers.get("traceparent", ""),
         headers.get("tracestate", ""),
     )
+
+
+def admit(services: Services, request: Request) -> None:
+    """Raise Refused, unread, what there is no room for: to read it would cost the most."""
+    if services.inference.draining or services.room.full():
+        caller = functools.partial(caller_of, "ModelInfer", request)
+        raise Refused(services.inference.refuse_unread(caller=caller))
 
 
 async def body(services: Services, request: Request, most: int = 0, instead: str = "") -> bytes:

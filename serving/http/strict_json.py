@@ -32,9 +32,10 @@ _KINDS: dict[type, str] = {
 
 
 def parsed(body: bytes) -> Any:
-    """The value that a JSON text is."""
+    """The value that a JSON text is. NaN, Infinity and -Infinity, which are no JSON but are what
+    some write, become texts, as they are in protobuf's."""
     try:
-        return json.loads(body.decode(), object_pairs_hook=_object)
+        return json.loads(body.decode(), object_pairs_hook=_object, parse_constant=str)
     except RecursionError:
         raise InvalidInput("the JSON is nested too deeply") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -23,7 +23,7 @@ from serving.http import strict_json
 # Elements that are written in one go: others of Python's threads wait meanwhile.
 _CHUNK = 2**12
 
-_INFINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_NO_NUMBERS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 # By the kind of a datatype's array type.
 _TAKEN: dict[str, tuple[set[type], str]] = {
     "b": ({bool}, "true or false"),
@@ -90,18 +90,20 @@ def _array(name: str, kind: Datatype, flat: list[Any]) -> Array:
 
 
 def _floats(name: str, kind: Datatype, flat: list[Any]) -> Array:
-    if unknown := {each for each in flat if type(each) is str} - set(_INFINITE):
+    texts = {each for each in flat if type(each) is str}
+    if unknown := texts - set(_NO_NUMBERS):
         raise InvalidInput(
             f"input {name!r}: {kind.name} takes numbers, 'NaN', 'Infinity' and '-Infinity' in "
             f"data, got {min(unknown)!r:.40}"
         )
     try:
-        doubles = np.array([_INFINITE.get(each, each) for each in flat], np.float64)
+        values = [_NO_NUMBERS.get(each, each) for each in flat] if texts else flat
+        doubles = np.array(values, np.float64)
     except OverflowError:  # a whole number of hundreds of digits
         raise _beyond(name, kind) from None
     with np.errstate(over="ignore"):
         array = doubles.astype(kind.dtype)
-    if (np.isinf(array) != np.isinf(doubles)).any():
+    if np.isinf(array).sum() != sum(map(flat.count, texts - {"NaN"})):
         raise _beyond(name, kind)
     return array
 

@@ -31,7 +31,7 @@ from serving.transport import timing_metadata
 
 MODEL = "/v2/models/{model}"
 VERSION = MODEL + "/versions/{version}"
-# Of gRPC's servers alone, where a message is of one kind of tensors or the other.
+# What only HTTP needs one for: in gRPC tensors are binary anyway.
 EXTENSIONS = ("binary_tensor_data",)
 # Bytes that are translated on the event loop; more of them, on a thread.
 _LITTLE = 64 * 2**10
@@ -123,6 +123,7 @@ class _V2:
 
     async def infer(self, request: Request) -> Response:
         """An answer in JSON, with binary data behind it where that was asked for."""
+        asking.admit(self._services, request)
         header, data = await self._read(request)
         name, version = _model(request)
         size = len(header) + len(data)
