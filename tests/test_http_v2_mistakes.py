@@ -13,6 +13,8 @@ import anyio
 import httpx
 import pytest
 from conftest import PATIENCE, Running, publish_slow, slow_request, until
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -144,6 +146,35 @@ def test_a_body_that_is_no_request_is_400(client: httpx.Client, body: bytes, err
     answer = client.post(INFER, content=body)
     assert answer.status_code == 400, answer.text
     assert error in answer.json()["error"]
+
+
+OF_TENSORS = ("name", "datatype", "shape", "data", "binary_data_size")
+KEYS = st.sampled_from((*OF_TENSORS, "id", "parameters", "inputs", "outputs", "timeout"))
+LEAVES = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3)
+    | st.sampled_from(["in_INT8", "INT8", "FP32", "BYTES", "images", 10**30, 2**63])
+)  # fmt: skip
+ANYTHING = st.recursive(
+    LEAVES, lambda few: st.lists(few, max_size=6) | st.dictionaries(KEYS, few, max_size=6)
+)
+TENSORS = st.fixed_dictionaries(
+    {"name": LEAVES, "datatype": LEAVES, "shape": st.lists(LEAVES, max_size=3), "data": ANYTHING},
+    optional={"parameters": ANYTHING},
+)
+REQUESTS = ANYTHING | st.fixed_dictionaries(
+    {"inputs": st.lists(TENSORS, max_size=2)}, optional={"parameters": ANYTHING, "id": LEAVES}
+)
+
+
+@settings(max_examples=300)
+@given(request=REQUESTS, cut=st.integers(-2, 50), binary=st.binary(max_size=8) | st.none())
+def test_nothing_that_is_sent_is_the_servers_fault(
+    client: httpx.Client, request: Any, cut: int, binary: bytes | None
+) -> None:
+    body = json.dumps(request).encode()
+    headers = {} if binary is None else {LENGTH: str(len(body) - max(cut, 0))}
+    answer = client.post(INFER, content=body + (binary or b""), headers=headers)
+    assert (answer.status_code, list(answer.json())) == (400, ["error"])
 
 
 def binary(size: object) -> bytes:
