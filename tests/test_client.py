@@ -27,7 +27,7 @@ from PIL import Image
 from deploy.ports import reserved_port
 from serving.client import Client, Drift, Interval, ModelQuality, RequestFailed, main
 from serving.client_channel import TORCHSERVE_SERVICE
-from serving.client_commands import described
+from serving.client_described import described
 
 
 def test_images_come_back_with_named_labels_and_probabilities(
