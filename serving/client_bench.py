@@ -191,9 +191,10 @@ def _summary(values: Sequence[float]) -> dict[str, float] | None:
 def described(measured: Measured, bar: str = "█") -> Iterator[str]:
     """The same for people; times in milliseconds."""
     plan, answered = measured.plan, len(measured.latencies)
-    loop = f"at {plan.rate:g} requests/s" if plan.rate else f"{plan.concurrency} callers"
+    loop = f"{plan.rate:g} requests/s" if plan.rate else f"{plan.concurrency} callers"
+    each = f"{plan.rows} image" + "s" * (plan.rows > 1)
     rate = answered / measured.elapsed
-    yield f"{plan.model}: {loop}, {plan.rows} rows each, {measured.elapsed:.1f} s"
+    yield f"{plan.model}: {loop}, {each} in each, {measured.elapsed:.1f} s"
     yield f"  answered  {answered}, {rate:.1f} requests/s, {rate * plan.rows:.1f} rows/s"
     for status, count in measured.errors.most_common():
         yield f"  errors    {count} {status}"

@@ -126,7 +126,8 @@ class Calls:
 
     def wait_until_ready(self, model: str, timeout: float) -> Steps[None]:
         """Asks again and again."""
-        deadline, last = _deadline(timeout), "the server has not loaded its models"
+        deadline = _deadline(timeout)
+        last = f"model {model!r} is not served" if model else "it has not loaded its models"
         while True:
             try:
                 if (yield from self._is_ready(model, deadline)):

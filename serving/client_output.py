@@ -104,5 +104,13 @@ def complain(message: str) -> None:
 
 
 def progress() -> Progress:
-    """A bar on standard error, and nothing where that is no terminal."""
-    return Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+    """A bar on standard error, and nothing where that is no terminal.
+
+    What is printed meanwhile goes above it, unless it goes elsewhere.
+    """
+    return Progress(
+        console=Console(stderr=True),
+        transient=True,
+        redirect_stdout=sys.stdout.isatty(),
+        disable=not sys.stderr.isatty(),
+    )

@@ -45,8 +45,8 @@ def watch(client: Client, interval: float, count: int | None, as_json: bool, tim
     if not as_json:
         output.row(COLUMNS)
     for rows in rounds:
-        for row in rows:
-            output.row(row)
+        for each in rows:
+            output.row(each if as_json else _shown(each))
     return 0
 
 
@@ -117,5 +117,14 @@ def _mean(total: float, count: int) -> float | None:
 def _drawn(rows: list[tuple[Cell, ...]]) -> Table:
     table = empty_table(COLUMNS)
     for each in rows:
-        add_row(table, each)
+        add_row(table, _shown(each))
     return table
+
+
+def _shown(row: tuple[Cell, ...]) -> tuple[Cell, ...]:
+    """With as many digits as mean something."""
+    accuracy = COLUMNS.index("accuracy")
+    return tuple(
+        f"{cell:.2f}" if isinstance(cell, float) and index != accuracy else cell
+        for index, cell in enumerate(row)
+    )
