@@ -12,9 +12,10 @@ from typing import Any, overload
 
 import grpc
 
-from serving.client_calls import Ask, Calls, Method, Pause, Result, Steps, failed
+from serving.client_calls import Calls
 from serving.client_channel import ADDRESS, TIMEOUT, V2_SERVICE, Tls, target
 from serving.client_images import Images, images_of, needs_decoding
+from serving.client_steps import Ask, Method, Pause, Result, Steps, failed
 from serving.client_types import (
     Classification,
     FeedbackResult,

@@ -23,9 +23,9 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.client_calls import MODEL_INFER, failed
 from serving.client_channel import V2_SERVICE, Target
 from serving.client_messages import infer_request
+from serving.client_steps import MODEL_INFER, failed
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
 # Of the histogram: bars, and the width of the longest.

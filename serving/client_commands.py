@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 import digit_image
 from serving import client_bench
 from serving.client import Client
-from serving.client_channel import ADDRESS, TIMEOUT, Target, Tls, target
+from serving.client_channel import Target, Tls, target
 from serving.client_described import described
 from serving.client_files import Unreadable, found, read
+from serving.client_options import STATUSES, add_bench, add_classify, add_connection, add_watch
 from serving.client_output import complain, output, print_json, progress
 from serving.client_types import ModelQuality, Outcome, Prediction, RequestFailed
 from serving.client_watch import watch
@@ -232,19 +233,19 @@ def _images(files: Sequence[str]) -> NDArray[np.uint8]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m serving.client", description="Ask a running server.", epilog=_STATUSES
+        prog="python -m serving.client", description="Ask a running server.", epilog=STATUSES
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, text: str, run: Command) -> argparse.ArgumentParser:
         added: argparse.ArgumentParser = commands.add_parser(
-            name, help=text, description=text, epilog=_STATUSES
+            name, help=text, description=text, epilog=STATUSES
         )
         added.set_defaults(command=run)
-        _add_connection(added)
+        add_connection(added)
         return added
 
-    _add_classify(command("classify", "say which digit each image is of", _classify))
+    add_classify(command("classify", "say which digit each image is of", _classify))
     feedback = command("feedback", "tell the true label of a prediction", _feedback)
     feedback.add_argument("id", metavar="ID", help="as `classify --ids` prints it")
     feedback.add_argument("label", metavar="LABEL", help="name of the true class, such as 7")
@@ -252,82 +253,8 @@ def _parser() -> argparse.ArgumentParser:
     quality.add_argument("--model", default="", help="of this model only")
     quality.add_argument("--version", default="", help="of this version only")
     models = command("models", "list versions, whether they are served, and why not", _models)
-    _add_watch(watched := command("watch", "show what each model does, live", _watch))
-    _add_bench(measured := command("bench", "measure how long answers take", _bench))
+    add_watch(watched := command("watch", "show what each model does, live", _watch))
+    add_bench(measured := command("bench", "measure how long answers take", _bench))
     for each in (quality, models, watched, measured):
         each.add_argument("--json", action="store_true", help="print JSON, an object on each line")
     return parser
-
-
-_STATUSES = (
-    "Exit status: 0 done; 1 the server failed, refused or was not there; 2 a file or an option "
-    "is at fault, the others were done; 130 interrupted."
-)
-
-
-def _add_connection(to: argparse.ArgumentParser) -> None:
-    to.add_argument("--address", default=ADDRESS, help="host:port [%(default)s]")
-    to.add_argument("--tls", action="store_true", help="go by TLS, trusting whom the system does")
-    text = "go by TLS, to a server whose certificate one of these has signed, in PEM"
-    to.add_argument("--tls-ca", type=Path, metavar="FILE", help=text)
-    text = "our own, in PEM, for a server that asks for it"
-    to.add_argument("--tls-certificate", type=Path, metavar="FILE", help=text)
-    to.add_argument("--tls-key", type=Path, metavar="FILE", help="its key")
-    text = "send what is in it as a bearer token, by TLS or within this machine only"
-    to.add_argument("--token-file", type=Path, metavar="FILE", help=text)
-    text = "seconds for an answer [%(default)g]"
-    to.add_argument("--timeout", type=_positive, default=TIMEOUT, metavar="SECONDS", help=text)
-
-
-def _add_classify(to: argparse.ArgumentParser) -> None:
-    text = "PNG or JPEG files, folders of them, or - for one on standard input"
-    to.add_argument("files", nargs="+", metavar="FILE", help=text)
-    to.add_argument("--model", required=True, help="name of the model")
-    to.add_argument("--version", default="", help="of the model [the newest]")
-    to.add_argument(
-        "--ids", action="store_true", help="print each prediction's id as well, for `feedback`"
-    )
-    to.add_argument("--json", action="store_true", help="print JSON, an object on each line")
-    text = "requests in flight at the same time [%(default)s]"
-    to.add_argument("--concurrency", type=_count, default=4, metavar="N", help=text)
-
-
-def _add_watch(to: argparse.ArgumentParser) -> None:
-    text = "seconds that each line is about [%(default)g]"
-    to.add_argument("--interval", type=_positive, default=2.0, metavar="SECONDS", help=text)
-    text = "look so many times [until interrupted]"
-    to.add_argument("--count", type=_count, metavar="N", help=text)
-
-
-def _add_bench(to: argparse.ArgumentParser) -> None:
-    text = "images to send, and folders of them [random ones]"
-    to.add_argument("files", nargs="*", metavar="FILE", help=text)
-    to.add_argument("--model", required=True, help="name of the model")
-    to.add_argument("--version", default="", help="of the model [the newest]")
-    to.add_argument("--seconds", type=_positive, default=10.0, help="how long [%(default)g]")
-    to.add_argument(
-        "--rows", type=_count, default=1, metavar="N", help="images in each request [1]"
-    )
-    text = "connections that requests take turns on [%(default)s]"
-    to.add_argument("--connections", type=_count, default=1, metavar="N", help=text)
-    loop = to.add_mutually_exclusive_group()
-    text = "closed loop: callers that ask again when they are answered [%(default)s]"
-    loop.add_argument("--concurrency", type=_count, default=8, metavar="N", help=text)
-    text = "open loop: requests per second, at random times, whatever the answers do"
-    loop.add_argument("--rate", type=_positive, metavar="R", help=text)
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
-    return value
-
-
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
-    return int(text)

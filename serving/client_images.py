@@ -48,8 +48,9 @@ def digit(picture: Picture, name: str) -> NDArray[np.uint8]:
         image = picture if isinstance(picture, Image.Image) else digit_image.read_image(picture)
         return digit_image.normalise(image)
     except digit_image.ImageError as error:
-        text = str(error)
-        raise digit_image.ImageError(text if name in text else f"{name}: {text}") from None
+        text = str(error).removeprefix("image: ")  # what bytes are called there
+        named = text.startswith(f"{name}: ")
+        raise digit_image.ImageError(text if named else f"{name}: {text}") from None
     except OSError as error:
         if not isinstance(picture, Image.Image):
             raise  # it names the file

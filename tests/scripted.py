@@ -24,7 +24,7 @@ class Refusal:
 
 
 @dataclass
-class Scripted(grpc.GenericRpcHandler[bytes, bytes]):
+class Scripted(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in its stubs only
     """Refuses calls in turn, each as it is told to; those without a refusal get an empty answer."""
 
     refusals: Sequence[Refusal | None]

@@ -209,9 +209,12 @@ def test_an_image_may_come_by_standard_input(running: Running, folder: Path) -> 
     result = commanded("classify", "-", *at, stdin=data)
     assert (result.returncode, result.stderr) == (0, b"")
     assert result.stdout.startswith(b"-\t")
-    result = commanded("classify", "-", *at, stdin=b"no image")
+
+
+def test_what_is_no_image_on_standard_input_is_said_so() -> None:
+    result = commanded("classify", "-", "--model", "classifier", stdin=b"no image")
     assert (result.returncode, result.stdout) == (2, b"")
-    assert result.stderr == b"error: standard input: image: not a PNG or JPEG image\n"
+    assert result.stderr == b"error: standard input: not a PNG or JPEG image\n"
 
 
 class Terminal:
