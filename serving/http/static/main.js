@@ -29,6 +29,10 @@ const BUSY_AGAIN = 1;
 /** A model's refusals that may pass. */
 const BUSY = new Set(["RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED"]);
 
+/** What to do next. */
+const DRAW = "Draw a digit, or drop an image of one: each model answers as you draw.";
+const JUDGE = "Tell each model whether it was right, or click the digit that it was.";
+
 const pad = new Pad(/** @type {HTMLCanvasElement} */ (byId("pad")), changed, tell);
 const live = new Live(api.classify, answered, failed);
 const answers = new Answers(byId("answers"), sendFeedback);
@@ -58,7 +62,7 @@ function changed() {
   live.clear();
   answers.clear();
   showNormalised(null);
-  byId("empty").hidden = false;
+  say(byId("hint"), DRAW);
   tell("");
 }
 
@@ -69,7 +73,7 @@ function changed() {
 function answered(classified) {
   answers.show(classified.answers);
   showNormalised(classified.normalised);
-  byId("empty").hidden = true;
+  say(byId("hint"), JUDGE);
   clearTimeout(settling);
   settling = setTimeout(() => tell(summary(classified.answers)), SETTLED);
   const busy = classified.answers.some((each) => "error" in each && BUSY.has(each.status));
@@ -229,6 +233,7 @@ function tell(words) {
   say(byId("status"), words);
 }
 
+say(byId("hint"), DRAW);
 bring(/** @type {HTMLInputElement} */ (byId("file")), brought, tell);
 byId("clear").addEventListener("click", () => pad.clear());
 byId("undo").addEventListener("click", () => pad.undo());

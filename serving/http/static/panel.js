@@ -9,6 +9,7 @@ import { amount, duration, list, percent } from "./words.js";
 /** @typedef {import("./api.js").Series} Series */
 /** @typedef {import("./api.js").Overview} Overview */
 /** @typedef {import("./sparkline.js").Values} Values */
+/** @typedef {{values: Values, kind: string, tell: (now: number, most: number) => string}} Curve */
 
 const MOST_NAMED = 10;
 
@@ -17,40 +18,56 @@ class Chart {
   #figures = make("span", { class: "figures" });
   #plot = make("div", { class: "plot" });
 
-  /**
-   * @param {string} title
-   * @param {(value: number) => string} words
-   */
-  constructor(title, words) {
+  /** @param {string} title */
+  constructor(title) {
     this.#title = title;
-    this.#words = words;
     const caption = make("figcaption", {}, make("span", { class: "title" }, title), this.#figures);
     this.element = make("figure", { class: "chart" }, caption, this.#plot);
   }
 
   #title;
-  #words;
 
   /**
    * @param {number[]} ages
-   * @param {{values: Values, kind: string}[]} lines the one whose figures are told first
+   * @param {Curve[]} lines
    */
   show(ages, lines) {
-    const values = lines[0].values;
-    const [now, most] = [latest(values), peak(lines.flatMap((line) => line.values))];
-    const told = now === null || most === null ? "none" : this.#told(now, most);
-    say(this.#figures, told);
+    const figures = lines.flatMap(figure);
+    const told = figures.map((each) => each.textContent).join(", ") || "idle";
+    if (this.#figures.textContent !== told) {
+      this.#figures.replaceChildren(...(figures.length ? parted(figures) : [told]));
+    }
     this.#plot.replaceChildren(sparkline(ages, lines, `${this.#title}: ${told}`));
   }
+}
 
-  /**
-   * @param {number} now
-   * @param {number} most
-   * @returns {string}
-   */
-  #told(now, most) {
-    return `${this.#words(now)}, peak ${this.#words(most)}`;
-  }
+/**
+ * What is written over a line, in its colour.
+ *
+ * @param {Curve} curve
+ * @returns {HTMLElement[]} nothing of one without values
+ */
+function figure({ values, kind, tell }) {
+  const [now, most] = [latest(values), peak(values)];
+  if (now === null || most === null) return [];
+  return [make("span", { class: kind }, tell(now, most))];
+}
+
+/**
+ * @param {HTMLElement[]} figures
+ * @returns {(HTMLElement | string)[]} with commas between
+ */
+function parted(figures) {
+  return figures.flatMap((each, index) => (index ? [", ", each] : [each]));
+}
+
+/**
+ * @param {number} now
+ * @param {number} most
+ * @returns {string}
+ */
+function nowAndPeak(now, most) {
+  return `${amount(now)}, peak ${amount(most)}`;
 }
 
 /** One version. */
@@ -58,20 +75,22 @@ class Row {
   #state = make("p", { class: "state" });
   #reason = make("p", { class: "reason" });
   #facts = make("p", { class: "facts" });
-  #rate = new Chart("Rows per second", amount);
-  #batch = new Chart("Batch size", amount);
-  #latency = new Chart("Latency, median and p99", duration);
+  #rate = new Chart("Rows/s");
+  #batch = new Chart("Batch size");
+  #latency = new Chart("Latency");
   #report = make("a", { class: "report" }, "Report");
 
   /** @param {Model} model */
   constructor(model) {
     const name = make("h3", {}, model.name, " ");
     name.append(make("span", { class: "version" }, `v${model.version}`));
+    const title = make("div", { class: "title" }, name, this.#state);
+    const more = make("div", { class: "more" }, this.#facts, this.#report);
     const charts = [this.#rate, this.#batch, this.#latency].map((chart) => chart.element);
     this.element = make(
       "li",
       { "data-name": model.name, "data-version": model.version },
-      make("div", { class: "about" }, name, this.#state, this.#reason, this.#facts, this.#report),
+      make("div", { class: "about" }, title, this.#reason, more),
       ...charts,
     );
   }
@@ -89,11 +108,13 @@ class Row {
     say(this.#facts, facts(model).join(" · "));
     this.#link(model);
     const none = ages.map(() => null);
-    this.#rate.show(ages, [{ values: series?.rows_per_second ?? none, kind: "first" }]);
-    this.#batch.show(ages, [{ values: series?.batch_size ?? none, kind: "first" }]);
+    const { rows_per_second: rate = none, batch_size: batch = none } = series ?? {};
+    const { latency_p50: p50 = none, latency_p99: p99 = none } = series ?? {};
+    this.#rate.show(ages, [{ values: rate, kind: "first", tell: nowAndPeak }]);
+    this.#batch.show(ages, [{ values: batch, kind: "first", tell: nowAndPeak }]);
     this.#latency.show(ages, [
-      { values: series?.latency_p50 ?? none, kind: "first" },
-      { values: series?.latency_p99 ?? none, kind: "second" },
+      { values: p50, kind: "first", tell: (now) => `p50 ${duration(now)}` },
+      { values: p99, kind: "second", tell: (now) => `p99 ${duration(now)}` },
     ]);
   }
 

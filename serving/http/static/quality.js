@@ -5,7 +5,7 @@
 
 import { make, say } from "./elements.js";
 import { keyOf } from "./models.js";
-import { percent } from "./words.js";
+import { percent, range } from "./words.js";
 
 /** @typedef {import("./api.js").Quality} Quality */
 /** @typedef {import("./api.js").Model} Model */
@@ -33,9 +33,8 @@ class Line {
     const name = make("span", { class: "name" }, model, " ");
     name.append(make("span", { class: "version" }, `v${version}`));
     const plot = make("span", { class: "plot", "aria-hidden": "true" }, this.#range, this.#point);
-    const texts = make("span", { class: "figures" }, this.#value, " ", this.#of);
     const attributes = { class: "line", "data-model": model, "data-version": version };
-    this.element = make("label", attributes, this.input, name, texts, plot);
+    this.element = make("label", attributes, this.input, name, this.#value, plot, this.#of);
   }
 
   /** @param {Quality} quality */
@@ -50,7 +49,7 @@ class Line {
     }
     const { value, low, high } = accuracy;
     say(this.#value, percent(value));
-    say(this.#of, `${percent(low)} to ${percent(high)}, of ${count}`);
+    say(this.#of, `${range(low, high)}, ${count} ${count === 1 ? "label" : "labels"}`);
     this.#range.style.setProperty("--low", String(low));
     this.#range.style.setProperty("--high", String(high));
     this.#point.style.setProperty("--at", String(value));
@@ -65,8 +64,8 @@ export class QualityView {
   /** @type {Map<string, Model>} */
   #models = new Map();
   #chosen = "";
-  /** Counts of the matrix as it was, to tell what moved. @type {Map<string, number>} */
-  #before = new Map();
+  /** Counts of this matrix as it was, to tell what moved. @type {Map<string, number> | null} */
+  #before = null;
 
   /**
    * @param {HTMLElement} list
@@ -105,9 +104,7 @@ export class QualityView {
    * @param {string} version
    */
   choose(model, version) {
-    this.#chosen = keyOf(model, version);
-    this.#before = new Map();
-    this.#show();
+    this.#choose(keyOf(model, version));
   }
 
   /** Lines that are there stay: the keyboard may be on one. */
@@ -127,7 +124,7 @@ export class QualityView {
   /** @param {string} key */
   #choose(key) {
     this.#chosen = key;
-    this.#before = new Map();
+    this.#before = null;
     this.#show();
   }
 
@@ -159,7 +156,7 @@ export class QualityView {
       return make("tr", {}, header(truth, "row"), ...cells);
     });
     this.#before = counts;
-    const caption = `${quality.model} v${quality.version}: what it was, and what was said`;
+    const caption = `${quality.model} v${quality.version}: truth (rows) and answer (columns)`;
     const body = make("tbody", {}, ...rows);
     return make("table", {}, make("caption", {}, caption), make("thead", {}, head), body);
   }
@@ -178,7 +175,7 @@ export class QualityView {
     cell.textContent = count ? String(count) : "";
     cell.className = count ? (truth === said ? "right" : "wrong") : "";
     cell.style.setProperty("--weight", (Math.sqrt(count / most) || 0).toFixed(3));
-    const moved = this.#before.size > 0 && count !== (this.#before.get(key) ?? 0);
+    const moved = this.#before !== null && count !== (this.#before.get(key) ?? 0);
     cell.classList.toggle("moved", moved);
     return cell;
   }

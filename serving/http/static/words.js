@@ -1,25 +1,26 @@
 /** Numbers as people read them. */
 
 /**
- * A share from 0 to 1 in percent: 97.3%, and never 100% of what is not all.
+ * A share from 0 to 1 in percent: 97.3%, and 100% of nothing but all.
  *
  * @param {number} share
  * @returns {string}
  */
 export function percent(share) {
   if (share === 0 || share === 1) return `${100 * share}%`;
-  const shown = Math.min(99.9, Math.max(0.1, 100 * share));
-  return `${shown.toFixed(1)}%`;
+  if (share > 0.999) return ">99.9%";
+  return share < 0.001 ? "<0.1%" : `${(100 * share).toFixed(1)}%`;
 }
 
 /**
- * The same in whole percent, for where there is little room.
+ * Bounds of a share in whole percent, for where there is little room: 34–100%.
  *
- * @param {number} share
+ * @param {number} low
+ * @param {number} high
  * @returns {string}
  */
-export function wholePercent(share) {
-  return `${Math.round(100 * share)}%`;
+export function range(low, high) {
+  return `${Math.floor(100 * low)}–${Math.ceil(100 * high)}%`;
 }
 
 /**
