@@ -8,7 +8,7 @@ import * as api from "./api.js";
 import { byId, say } from "./elements.js";
 import { bring, read } from "./images.js";
 import { Live } from "./live.js";
-import { answering, inOrder } from "./models.js";
+import { answering, inOrder, keyOf } from "./models.js";
 import { Pad } from "./pad.js";
 import { Panel } from "./panel.js";
 import { QualityView } from "./quality.js";
@@ -58,12 +58,17 @@ function changed() {
   repeats = 0;
   clearTimeout(settling);
   byId("invitation").hidden = !pad.blank;
-  if (!pad.blank) return live.change(() => pad.picture());
+  if (!pad.blank) return ask();
   live.clear();
   answers.clear();
   showNormalised(null);
   say(byId("hint"), DRAW);
   tell("");
+}
+
+/** Ask about what is on the pad. */
+function ask() {
+  live.change(() => pad.picture());
 }
 
 /**
@@ -175,10 +180,20 @@ async function showQuality() {
 
 async function showOverview() {
   const overview = await api.overview();
+  const before = versions(answering(models));
   models = inOrder(overview.models);
   answers.expect(answering(models));
   panel.show(models, overview.history);
   returned(overview.server);
+  if (versions(answering(models)) !== before && !pad.blank) ask();
+}
+
+/**
+ * @param {import("./api.js").Model[]} those
+ * @returns {string}
+ */
+function versions(those) {
+  return those.map((each) => keyOf(each.name, each.version)).join();
 }
 
 /** Look at the server now, and then again and again while the page is looked at. */
