@@ -59,8 +59,21 @@ export class Answers {
     }
   }
 
+  /** The picture is another one, which is asked about. */
+  change() {
+    this.#container.setAttribute("aria-busy", "true");
+    for (const card of this.#cards.values()) card.change();
+  }
+
+  /** What is on show is of the picture as it is. */
+  settle() {
+    this.#container.setAttribute("aria-busy", "false");
+    for (const card of this.#cards.values()) card.settle();
+  }
+
   /** Nothing was asked, or what was said is of no interest any more. */
   clear() {
+    this.#container.setAttribute("aria-busy", "false");
     for (const card of this.#cards.values()) card.clear(card.element.dataset.version ?? "");
   }
 

@@ -1,6 +1,7 @@
 /**
  * One model's answer, as a card: what it says, how sure it is of each class, and the buttons that
- * tell it the truth. A prediction is told once; another picture makes another prediction.
+ * tell it the truth. That is told once of a picture, by whatever prediction there is of it; where
+ * the answer on show is of a picture that has grown since, the label waits for the one that is not.
  */
 
 import { make, say } from "./elements.js";
@@ -36,6 +37,10 @@ export class Card {
   #send;
   #predictionId = "";
   #label = "";
+  /** Whether what is on show is of the picture as it is. */
+  #current = false;
+  /** What was told of this picture. @type {{label: string, sent: boolean} | null} */
+  #truth = null;
   #version = make("span", { class: "version" });
   #latency = make("p", { class: "latency" });
   #says = make("p", { class: "says" });
@@ -56,7 +61,7 @@ export class Card {
     say(this.#sure, percent(answer.probabilities[this.classes.indexOf(answer.label)] ?? 0));
     this.#time(answer);
     this.#columns.forEach((_, index) => this.#weigh(index, answer.probabilities[index] ?? 0));
-    this.#open(answer.prediction_id ? "" : "This server takes no feedback.");
+    if (!this.#truth) this.#open(answer.prediction_id ? "" : "This server takes no feedback.");
   }
 
   /** @param {Refusal} refusal */
@@ -65,6 +70,18 @@ export class Card {
     this.element.dataset.state = "refused";
     const busy = refusal.status === "RESOURCE_EXHAUSTED";
     say(this.#told, busy ? "Busy: asked again in a moment." : refusal.error);
+  }
+
+  /** The picture is another one: what is on show is of the last, and of this nothing was told. */
+  change() {
+    this.#current = false;
+    if (this.#truth) this.#open("");
+  }
+
+  /** What is on show is of the picture as it is. */
+  settle() {
+    this.#current = true;
+    void this.#deliver();
   }
 
   /**
@@ -82,7 +99,6 @@ export class Card {
     say(this.#latency, "");
     this.#columns.forEach((_, index) => this.#weigh(index, 0));
     this.#open("");
-    this.element.dataset.state = "idle";
   }
 
   #build() {
@@ -107,23 +123,24 @@ export class Card {
    */
   #column(name) {
     const bar = make("span", { class: "bar", "aria-hidden": "true" });
-    const button = this.#truth(name, name);
+    const button = this.#button("truth", name, name);
     this.#columns.push({ name, bar, button });
     return make("div", { class: "class" }, bar, button);
   }
 
   /** @returns {HTMLElement[]} the button for what is none of the classes */
   #none() {
-    return this.classes.includes(OTHER) ? [] : [this.#truth(OTHER, "None of them")];
+    return this.classes.includes(OTHER) ? [] : [this.#button("truth none", OTHER, "None of them")];
   }
 
   /**
+   * @param {string} kind its class
    * @param {string} truth
    * @param {string} words
    * @returns {HTMLButtonElement}
    */
-  #truth(truth, words) {
-    const button = make("button", { class: "truth", type: "button", "data-truth": truth }, words);
+  #button(kind, truth, words) {
+    const button = make("button", { class: kind, type: "button", "data-truth": truth }, words);
     button.addEventListener("click", () => this.#tell(truth, button));
     return button;
   }
@@ -154,8 +171,9 @@ export class Card {
     say(this.#version, `v${version}`);
   }
 
-  /** @param {string} hindrance why nothing can be told, or nothing */
+  /** @param {string} hindrance why nothing can be told, or was not, or nothing */
   #open(hindrance) {
+    this.#truth = null;
     for (const button of this.#buttons()) button.removeAttribute("aria-pressed");
     say(this.#told, hindrance);
     this.#enter(this.#predictionId ? "open" : "closed");
@@ -183,17 +201,25 @@ export class Card {
    * @param {string} label
    * @param {HTMLButtonElement} button
    */
-  async #tell(label, button) {
+  #tell(label, button) {
     if (this.element.dataset.feedback !== "open") return;
-    const predictionId = this.#predictionId;
+    this.#truth = { label, sent: false };
     this.#enter("sending");
     button.setAttribute("aria-pressed", "true");
     say(this.#told, "Sending …");
+    if (this.#current) void this.#deliver();
+  }
+
+  /** Send what was told, if anything, and once; what becomes of it may come too late to be shown. */
+  async #deliver() {
+    const truth = this.#truth;
+    if (!truth || truth.sent || !this.#predictionId) return;
+    truth.sent = true;
     try {
-      const result = await this.#send(this.model, predictionId, label);
-      if (predictionId === this.#predictionId) this.#heard(result, label);
+      const result = await this.#send(this.model, this.#predictionId, truth.label);
+      if (truth === this.#truth) this.#heard(result, truth.label);
     } catch (error) {
-      if (predictionId === this.#predictionId) this.#open(`Not sent: ${messageOf(error)}`);
+      if (truth === this.#truth) this.#open(`Not sent: ${messageOf(error)}`);
     }
   }
 

@@ -24,7 +24,8 @@ export class Live {
 
   /**
    * @param {(image: Blob, signal: AbortSignal) => Promise<Answer>} ask
-   * @param {(answer: Answer) => number | null} answered gives seconds after which to ask again
+   * @param {(answer: Answer, latest: boolean) => number | null} answered hears whether
+   *   the answer is of the picture as it is, and gives seconds after which to ask again
    * @param {(error: unknown, again: number | null) => void} failed
    */
   constructor(ask, answered, failed) {
@@ -93,7 +94,7 @@ export class Live {
       const answer = await this.#ask(await picture(), request.signal);
       if (request.signal.aborted) return true;
       answered = true;
-      delay = this.#answered(answer);
+      delay = this.#answered(answer, change === this.#changes);
     } catch (error) {
       if (request.signal.aborted) return true;
       delay = again(error, attempt);

@@ -58,7 +58,10 @@ function changed() {
   repeats = 0;
   clearTimeout(settling);
   byId("invitation").hidden = !pad.blank;
-  if (!pad.blank) return ask();
+  if (!pad.blank) {
+    answers.change();
+    return ask();
+  }
   live.clear();
   answers.clear();
   showNormalised(null);
@@ -73,10 +76,12 @@ function ask() {
 
 /**
  * @param {import("./api.js").Classified} classified
+ * @param {boolean} latest whether it is of the picture as it is
  * @returns {number | null} seconds after which to ask the same again
  */
-function answered(classified) {
+function answered(classified, latest) {
   answers.show(classified.answers);
+  if (latest) answers.settle();
   showNormalised(classified.normalised);
   say(byId("hint"), JUDGE);
   clearTimeout(settling);
@@ -92,9 +97,9 @@ function answered(classified) {
  */
 function failed(error, again) {
   clearTimeout(settling);
-  if (error instanceof api.Away) return left();
   answers.clear();
   showNormalised(null);
+  if (error instanceof api.Away) return left();
   const message = error instanceof Error ? error.message : String(error);
   tell(again === null ? message : `${message}: trying again in ${again} s.`);
 }
