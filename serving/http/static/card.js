@@ -69,7 +69,7 @@ export class Card {
     this.clear(refusal.version);
     this.element.dataset.state = "refused";
     const busy = refusal.status === "RESOURCE_EXHAUSTED";
-    say(this.#told, busy ? "Busy: asked again in a moment." : refusal.error);
+    say(this.#told, busy ? "Busy just now." : refusal.error);
   }
 
   /** The picture is another one: what is on show is of the last, and of this nothing was told. */
