@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import Running, running_server
+from conftest import running_server
 
 from serving.http import page
 from serving.http.guard import CONTENT_SECURITY_POLICY
@@ -27,12 +27,12 @@ TYPES = {
 
 @pytest.fixture(scope="module")
 def http(repository: Path) -> Iterator[httpx.Client]:
-    with running_server(repository, allow_http=True) as running, client(running) as found:
+    # Files are the same over either transport.
+    with (
+        running_server(repository, allow_http=True, transport="grpcio") as running,
+        httpx.Client(base_url=running.http_url) as found,
+    ):
         yield found
-
-
-def client(running: Running) -> httpx.Client:
-    return httpx.Client(base_url=running.http_url)
 
 
 class Page(HTMLParser):
