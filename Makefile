@@ -27,9 +27,9 @@ TORCHSERVE_ARGUMENTS = --model-repository $(MODEL_REPOSITORY) $(if $(MODELS),--m
 
 # The tests of servers that `make test` runs over grpcio alone; `make lane-python` runs them over the
 # lane. The others take each transport in turn, or name one; test_architecture.py misses none.
-LANE_TESTS ?= $(patsubst %,tests/test_%.py,access admin client control digits_service drift_serving \
-  feedback_workers healthcheck load load_metrics logs parity probe prometheus protocol server \
-  tracing workers)
+LANE_TESTS ?= $(patsubst %,tests/test_%.py,access admin async_client client client_commands \
+  client_images control digits_service drift_serving feedback_workers healthcheck load load_metrics \
+  logs parity probe prometheus protocol server tracing workers)
 # And those that are run over a module with AddressSanitizer in it, by `make lane-asan-python`: of tests
 # that take each transport, that of the lane.
 LANE_ASAN_TESTS ?= $(patsubst %,tests/test_%.py,native_batcher batcher transports reload protocol \
@@ -111,9 +111,10 @@ lane-fuzz:
 	    { cat $$log; exit 1; }; \
 	  sed -n "s/^stat::number_of_executed_units: */fuzz_$$each: executions: /p" $$log; done
 
-# Needs the package index for the clients; `make interop CLIENTS=reflection` for one of them.
+# Needs the package index for the clients; `make interop CLIENTS=reflection` for one of them. A client
+# may have several files of tests: test_kserve.py, test_kserve_http.py.
 interop: $(VENV)/.$(RUNTIME)-dev $(VENV)/.lane $(CLIENTS:%=$(INTEROP)/%/.done)
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(CLIENTS:%=tests/interop/test_%.py)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(CLIENTS:%=tests/interop/test_%*.py)
 
 # The published models in TorchServe, which is archived upstream: for those who have it.
 torchserve-archive: $(TORCHSERVE_VENV)/.done

@@ -141,7 +141,7 @@ class _Load:
 
     def work(self, address: str) -> None:
         """One client: asks and tells until nothing is left."""
-        with Client(address, load_balancing=self._manner.load_balancing) as client:
+        with Client(address, load_balancing=self._manner.load_balancing, retry=False) as client:
             client.ready()  # connects: the first request's time is to be a request's only
             while batch := self._next():
                 self._send(client, batch)

@@ -1,8 +1,7 @@
-"""The client library and its command line, against a real server."""
+"""The client library, against a real server."""
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections import Counter
@@ -22,12 +21,12 @@ from conftest import (
     times_request,
     under_load,
 )
-from PIL import Image
+from scripted import Scripted, serving
 
 from deploy.ports import reserved_port
-from serving.client import Client, Drift, Interval, ModelQuality, RequestFailed, main
-from serving.client_channel import TORCHSERVE_SERVICE
-from serving.client_commands import described
+from serving.async_client import AsyncClient
+from serving.client import Classification, Client, Prediction, RequestFailed
+from serving.client_channel import TORCHSERVE_SERVICE, is_local
 
 
 def test_images_come_back_with_named_labels_and_probabilities(
@@ -40,6 +39,74 @@ def test_images_come_back_with_named_labels_and_probabilities(
     assert (np.array(answer.labels) == named).mean() > 0.95
     assert answer.probabilities.shape == (len(digits.images), 2)
     assert (answer.model, answer.version, answer.classes) == ("classifier", "1", ("3", "7"))
+
+
+def test_a_classification_is_a_sequence_of_predictions(running: Running, digits: Digits) -> None:
+    with Client(running.address) as client:
+        answer = client.classify(digits.images[:3], "classifier")
+    predictions = list(answer)
+    assert [each.label for each in predictions] == list(answer.labels)
+    assert answer[2] == predictions[2]
+    assert len(answer) == 3
+    first = predictions[0]
+    assert first.probabilities == dict(zip("37", answer.probabilities[0], strict=True))
+    assert first.probability == max(first.probabilities.values())
+    assert first.prediction_id == answer.prediction_ids[0]
+    assert (first.model, first.version) == ("classifier", "1")
+
+
+def test_what_was_answered_is_shown_in_a_line() -> None:
+    rows = np.array([[0.25, 0.75]] * 6, np.float32)
+    answer = Classification("m", "2", ("7",) * 6, rows, ("3", "7"))
+    shown = ", ".join(["'7' 0.7500"] * 5)
+    assert repr(answer) == f"<Classification of 6 by m version 2: {shown}, ...>"
+    assert repr(answer[0]) == "<Prediction '7' 0.7500 by m version 2>"
+
+
+def test_predictions_are_told_their_truths_one_or_all(digits: Digits, tmp_path: Path) -> None:
+    publish_classifier(tmp_path, digits)
+    with running_server(tmp_path) as running, Client(running.address) as client:
+        answer = client.classify(digits.images[:3], "classifier")
+        assert client.feedback(answer[0], 7).outcome == "counted"
+        outcomes = [each.outcome for each in client.feedback(answer, ["7", 7, "3"])]
+        assert outcomes == ["repeated", "counted", "counted"]
+        (quality,) = client.quality("classifier")
+        assert quality.feedback_count == 3
+
+
+def test_what_cannot_be_told_is_refused_before_it_is_sent(running: Running) -> None:
+    anonymous = Prediction("3", 1.0, {"3": 1.0}, "", "m", "1")
+    answer = Classification("m", "1", ("3",), np.ones((1, 1), np.float32), ("3",), ("id",))
+    with Client(running.address) as client:
+        with pytest.raises(ValueError, match="came without prediction ids"):
+            client.feedback(anonymous, "3")
+        with pytest.raises(ValueError, match="1 prediction ids, but 2 labels"):
+            client.feedback(answer, ["3", "7"])
+        with pytest.raises(ValueError, match="need as many labels, in a list"):
+            client.feedback(answer, "3")
+
+
+def test_models_and_what_they_take_are_listed(running: Running) -> None:
+    with Client(running.address) as client:
+        found = {each.name: each for each in client.models()}
+        assert set(found) == {"classifier", "echo", "echo_fixed"}
+        one = found["classifier"]
+        assert (one.version, one.state, one.reason) == ("1", "READY", "")
+        known = client.metadata("classifier")
+        assert [(each.name, each.datatype, each.shape) for each in known.inputs] == [
+            ("images", "UINT8", (-1, 28, 28))
+        ]
+        assert known.classes == ("3", "7")
+        assert client.server().name == "digits"
+
+
+def test_statistics_count_what_was_asked(running: Running, digits: Digits) -> None:
+    with Client(running.address) as client:
+        (before,) = client.statistics("classifier")
+        client.classify(digits.images[:5], "classifier")
+        (after,) = client.statistics("classifier")
+    assert (after.requests - before.requests, after.rows - before.rows) == (1, 5)
+    assert after.seconds > before.seconds
 
 
 def test_one_image_needs_no_batch_dimension(running: Running, digits: Digits) -> None:
@@ -73,6 +140,77 @@ def test_readiness_is_that_of_the_server_or_of_one_model(running: Running) -> No
         start = time.monotonic()
         assert not client.ready(timeout=PATIENCE)
         assert time.monotonic() - start < PATIENCE / 2  # it did not wait for one to come
+
+
+def test_a_server_that_does_not_become_ready_is_told_with_the_reason(running: Running) -> None:
+    with Client(running.address) as client:
+        client.wait_until_ready(PATIENCE, model="classifier")
+        with pytest.raises(RequestFailed, match="model 'nobody' is not served") as caught:
+            client.wait_until_ready(0.3, model="nobody")
+    assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def test_a_server_that_comes_later_is_waited_for(digits: Digits, tmp_path: Path) -> None:
+    publish_classifier(tmp_path, digits)
+    port = reserved_port()
+    with Client(f"127.0.0.1:{port}") as client, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(client.wait_until_ready, PATIENCE)
+        with running_server(tmp_path, grpc_port=port):
+            waiting.result()
+            assert client.ready(model="classifier")
+
+
+def test_a_token_goes_with_each_call_and_nowhere_else() -> None:
+    script = Scripted([])
+    with serving(script) as address, Client(address, token="s3cret") as client:
+        client.quality()
+        client.server()
+        assert "s3cret" not in repr(client)
+    assert [each["authorization"] for each in script.metadata] == ["Bearer s3cret"] * 2
+
+
+def test_a_token_is_not_sent_in_plain_text_to_another_machine() -> None:
+    for kind in (Client, AsyncClient):
+        with pytest.raises(ValueError, match="plain text") as caught:
+            kind("example.org:8001", token="s3cret")
+        assert "s3cret" not in str(caught.value)
+    Client("example.org:8001", token="s3cret", allow_plain_token=True).close()
+    Client("example.org:8001", token="s3cret", tls=True).close()
+
+
+@pytest.mark.parametrize("token", ["", "two\nlines", "schlüssel"])
+def test_a_token_that_no_header_can_hold_is_refused_without_telling_it(token: str) -> None:
+    with pytest.raises(ValueError, match="must be printable ASCII") as caught:
+        Client(token=token)
+    assert str(caught.value) == "a token must be printable ASCII"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("localhost:8001", "127.0.0.1:8001", "127.8.0.1", "[::1]:8001", "::1", "unix:/run/d.sock"),
+        *("dns:///localhost:1", "ipv4:127.0.0.1:1,127.0.0.2:2", "ipv6:[::1]:8001"),
+    ],
+)
+def test_an_address_within_this_machine_is_known(address: str) -> None:
+    assert is_local(address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *(
+            "example.org:8001",
+            "10.0.0.1:1",
+            "dns:///digits:8001",
+            "[2001:db8::1]:8001",
+            "0.0.0.0:1",
+        ),
+        *("ipv4:127.0.0.1:1,10.0.0.1:1", "localhost.example.org:1", "dns://127.0.0.1/digits:1"),
+    ],
+)
+def test_an_address_that_may_be_elsewhere_is_known(address: str) -> None:
+    assert not is_local(address)
 
 
 def test_the_service_is_called_by_the_name_it_is_given(running: Running, digits: Digits) -> None:
@@ -147,115 +285,6 @@ def test_connections_that_have_to_be_renewed_lose_no_request(tmp_path: Path) -> 
     assert load.faults == []
 
 
-def save_png(path: Path, digits: Digits, index: int) -> str:
-    Image.fromarray(digits.images[index]).save(path)
-    return str(path)
-
-
-def test_the_command_prints_file_label_and_probability(
-    running: Running, digits: Digits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    three, seven = int(np.argmin(digits.classes)), int(np.argmax(digits.classes))
-    files = [save_png(tmp_path / f"{i}.png", digits, i) for i in (three, seven)]
-    arguments = ["classify", *files, "--model", "classifier", "--address", running.address]
-    assert main(arguments) == 0
-    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
-    assert [row[:2] for row in rows] == [[files[0], "3"], [files[1], "7"]]
-    assert all(0.5 < float(row[2]) <= 1 for row in rows)
-
-
-def test_the_commands_take_labels_and_show_what_they_say(
-    digits: Digits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    publish_classifier(tmp_path / "models", digits)
-    three, seven = int(np.argmin(digits.classes)), int(np.argmax(digits.classes))
-    files = [save_png(tmp_path / f"{i}.png", digits, i) for i in (three, seven)]
-    with running_server(tmp_path / "models") as running:
-        at = ["--address", running.address]
-
-        def said(*arguments: str) -> list[str]:
-            assert main([*arguments, *at]) == 0
-            return capsys.readouterr().out.splitlines()
-
-        assert said("quality") == ["classifier version 1", "  accuracy    no labels yet"]
-        rows = said("classify", *files, "--model", "classifier", "--ids")
-        ids = [row.split("\t")[3] for row in rows]
-        assert said("feedback", ids[0], "3") == ["counted"]
-        assert said("feedback", ids[0], "3") == ["repeated"]
-        assert said("feedback", ids[1], "9") == ["counted"]
-        assert said("quality", "--model", "classifier") == [
-            "classifier version 1",
-            "  accuracy    0.5000  (95% interval 0.0945 to 0.9055), 1 of 2 labels",
-            "",
-            "  truth  predicted",
-            "           3  7",
-            "  3        1  .",
-            "  other    .  1",
-        ]
-        assert main(["feedback", "no id", "3", *at]) == 1
-        reason = "malformed: not a prediction id"
-        assert capsys.readouterr().err == f"error: {running.address}: {reason}\n"
-        assert main(["quality", "--model", "nobody", *at]) == 1
-        assert capsys.readouterr().err.startswith(f"error: {running.address}: NOT_FOUND: ")
-
-
-def test_all_that_is_known_of_a_version_is_shown() -> None:
-    confusion = {("10", "9"): 1, ("9", "9"): 1234, ("other", "10"): 20, ("9", "10"): 3}
-    share = Interval(0.98, 0.9687, 0.9873)
-    drift = Drift({"label": 0.3, "ink": 0.0123}, True, 600.0, 5000)
-    quality = ModelQuality(
-        *("m", "2", 1258, 1234, share, confusion, 0.99, 0.985, False, 0.9512, False, drift)
-    )
-    assert list(described(quality)) == [
-        "m version 2",
-        "  accuracy    0.9800  (95% interval 0.9687 to 0.9873), 1234 of 1258 labels",
-        "  holdout     0.9900",
-        "  probe       0.9850  (failed)",
-        "  estimated   0.9512  (unreliable: the inputs drifted)",
-        "  drift       YES: ink 0.012, label 0.300  (5000 rows in 600 s)",
-        "",
-        "  truth  predicted",
-        "              9    10",
-        "  9        1234     3",
-        "  10          1     .",
-        "  other       .    20",
-    ]
-    few = Drift({}, False, 600.0, 12)
-    quality = ModelQuality("m", "2", 0, 0, None, {}, None, None, True, 0.5, True, few)
-    assert list(described(quality)) == [
-        "m version 2",
-        "  accuracy    no labels yet",
-        "  estimated   0.5000",
-        "  drift       no: too few rows  (12 rows in 600 s)",
-    ]
-
-
 def test_as_many_labels_as_predictions_are_needed(running: Running) -> None:
     with Client(running.address) as client, pytest.raises(ValueError, match="2 prediction ids"):
         client.send_feedback(["a", "b"], ["3"])
-
-
-@pytest.mark.parametrize("content", [None, b"", b"\x89PNG\r\n\x1a\n garbage"])
-def test_a_bad_file_is_one_line_and_status_2(
-    content: bytes | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = tmp_path / "bad.png"
-    if content is not None:
-        file.write_bytes(content)
-    assert main(["classify", str(file), "--model", "classifier"]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert str(file) in error
-    assert error.count("\n") == 1
-
-
-def test_a_server_that_is_not_there_is_one_line_and_status_1(
-    digits: Digits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        address = f"127.0.0.1:{closed.getsockname()[1]}"
-    file = save_png(tmp_path / "3.png", digits, 0)
-    assert main(["classify", file, "--model", "classifier", "--address", address]) == 1
-    error = capsys.readouterr().err
-    assert error.startswith(f"error: {address}: UNAVAILABLE: ")
-    assert error.count("\n") == 1

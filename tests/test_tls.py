@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -22,7 +23,8 @@ from conftest import (
 )
 
 from serving import healthcheck
-from serving.client import Client
+from serving.async_client import AsyncClient
+from serving.client import Client, Tls
 from serving.client_commands import main as client_command
 from serving.config import ServerConfig
 from serving.doctor import FAIL, examine
@@ -227,6 +229,34 @@ def test_the_client_and_its_commands_go_by_tls(
     assert client_command([*where, "--tls-ca", str(ours.certificate)]) == 0
     assert client_command([*where, "--timeout", "1"]) == 1
     assert capsys.readouterr().out == "no model with labels\n"
+
+
+def test_either_client_goes_by_tls_as_its_files_say(mutual: Running, ours: Authority) -> None:
+    certificate = ours.sign("teller", "DNS:client.example")
+    tls = Tls(ours.certificate, certificate, certificate.with_suffix(".key"))
+
+    async def ask() -> bool:
+        async with AsyncClient(mutual.address, tls=tls, token="s3cret") as client:
+            return await client.ready(PATIENCE)
+
+    assert asyncio.run(ask())
+    with Client(mutual.address, tls=tls) as client:
+        assert client.ready(PATIENCE)
+    with Client(mutual.address, tls=Tls(ours.certificate)) as client:
+        assert not client.ready(PATIENCE)
+    arguments = ["models", "--address", mutual.address, "--tls-ca", str(ours.certificate)]
+    own = ["--tls-certificate", str(certificate)]
+    key = ["--tls-key", str(certificate.with_suffix(".key"))]
+    assert client_command([*arguments, *own, *key]) == 0
+    assert client_command(arguments) == 1
+    assert client_command([*arguments, *own]) == 2
+
+
+def test_tls_is_given_in_one_way() -> None:
+    with pytest.raises(ValueError, match="either credentials or tls, not both"):
+        Client(credentials=grpc.ssl_channel_credentials(), tls=True)
+    with pytest.raises(FileNotFoundError, match="missing"):
+        Client(tls=Tls(ca="missing.pem"))
 
 
 def test_a_file_that_is_no_good_is_named_before_anything_starts(

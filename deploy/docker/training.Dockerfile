@@ -33,7 +33,8 @@ RUN --mount=type=cache,target=/root/.cache/pip \
         --constraint constraints.txt ".[training,cpu]" \
     && pip --python /opt/digits/bin/python uninstall --yes digits
 
-# /code/opt/digits is what is laid over the dependencies; serving is not there to be installed.
+# /code/opt/digits is what is laid over the dependencies; serving is not there to be installed,
+# and so neither is the client's command.
 FROM dependencies AS code
 COPY LICENSE README.md *.py ./
 COPY training training
@@ -41,7 +42,8 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,from=wheels,target=/wheels \
     --mount=type=secret,id=pip_conf,target=/etc/pip.conf,required=false \
     --mount=type=secret,id=ca,target=/etc/pip-ca.crt,required=false \
-    pip --python /opt/digits/bin/python install --find-links /wheels --no-deps --root /code .
+    pip --python /opt/digits/bin/python install --find-links /wheels --no-deps --root /code . \
+    && rm /code/opt/digits/bin/digits
 
 FROM ${PYTHON_IMAGE} AS run
 # One fixed, unprivileged user in all images, so that they share volumes. The standard library comes

@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from serving.access import Caller
 from serving.http.services import Services
+from serving.http.status import Refused
 from serving.replies import Refusal, Reply
 
 Outcome = Reply | Refusal
@@ -41,11 +42,18 @@ def caller_of(rpc: str, request: Request) -> Caller:
     )
 
 
-async def body(services: Services, request: Request, most: int = 0) -> bytes:
-    """What was sent, of `most` bytes, by default `--max-message-bytes`; 413 beyond, 408 where no
-    more of it comes in `--stall-timeout`."""
+def admit(services: Services, request: Request) -> None:
+    """Raise Refused, unread, what there is no room for: to read it would cost the most."""
+    if services.inference.draining or services.room.full():
+        caller = functools.partial(caller_of, "ModelInfer", request)
+        raise Refused(services.inference.refuse_unread(caller=caller))
+
+
+async def body(services: Services, request: Request, most: int = 0, instead: str = "") -> bytes:
+    """What was sent, of `most` bytes, by default `--max-message-bytes`; 413 beyond, which tells
+    what to do `instead`; 408 where no more of it comes in `--stall-timeout`."""
     most = most or services.config.max_message_bytes
-    too_large = HTTPException(413, f"the body is larger than {most} bytes")
+    too_large = HTTPException(413, f"the body is larger than {most} bytes{instead}")
     if _declared(request) > most:
         raise too_large
     received = bytearray()
