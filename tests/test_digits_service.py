@@ -42,7 +42,7 @@ from serving.client import Client, Drift, ModelQuality, Outcome
 from serving.config import ServerConfig
 from serving.counted_ids import CountedIds
 from serving.datatypes import DATATYPES
-from serving.digits import MOST_FEEDBACK, MOST_STREAMS, add_digits_service
+from serving.digits import MOST_FEEDBACK, MOST_STREAMS, DigitsServicer, add_digits_service
 from serving.errors import StartupError
 from serving.families import Exported, Kept
 from serving.feedback import Feedback
@@ -382,7 +382,7 @@ def test_what_is_known_without_labels_reaches_the_client(tmp_path: Path) -> None
     feedback = Feedback(Signer([b""]), metrics, counted, lambda model, version: None, 60.0)
     server = grpc.server(ThreadPoolExecutor(1))
     config = ServerConfig(drift_window=60.0)
-    add_digits_service(server, feedback, ModelRegistry(), metrics, config)
+    add_digits_service(server, DigitsServicer(feedback, ModelRegistry(), metrics, config))
     address = f"localhost:{server.add_insecure_port('localhost:0')}"
     server.start()
     with Client(address) as client:

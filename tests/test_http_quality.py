@@ -23,7 +23,7 @@ from conftest import (
 from test_digits_service import images_request
 
 from serving.digits import MOST_FEEDBACK
-from serving.http.json_body import MOST_JSON
+from serving.http.strict_json import MOST_JSON
 from serving.pb import digits_pb2, digits_pb2_grpc
 from serving.prediction_ids import Signer
 from serving.predictions import Prediction
@@ -146,8 +146,9 @@ def test_quality_is_told_of_the_model_and_version_asked_for(client: httpx.Client
     [
         (b"", "the body is not JSON: Expecting value: line 1 column 1 (char 0)"),
         (b"\xff", "the body is not JSON: "),
-        (b"[" * 100_000, "the body is not JSON: nested too deeply"),
-        (b'{"feedback": NaN}', "the body is not JSON: NaN is no number of JSON"),
+        (b"[" * 100_000, "the JSON is nested too deeply"),
+        (b'{"feedback": NaN}', "feedback: expected an array, got a text"),
+        (b'{"feedback": [], "feedback": []}', "the JSON has 'feedback' twice in one object"),
         (b"[]", "the body: expected an object with feedback, got an array"),
         (b"{}", "feedback: expected an array, got nothing"),
         (b'{"feedback": null}', "feedback: expected an array, got null"),
@@ -155,15 +156,15 @@ def test_quality_is_told_of_the_model_and_version_asked_for(client: httpx.Client
         (b'{"feedback": [1.5]}', "feedback[0]: expected an object with prediction_id and label"),
         (
             b'{"feedback": [{"prediction_id": "x", "label": "3"}, {"prediction_id": "x"}]}',
-            "feedback[1].label: expected a string, got nothing",
+            "feedback[1].label: expected a text, got nothing",
         ),
         (
             b'{"feedback": [{"prediction_id": "x", "label": 3}]}',
-            "feedback[0].label: expected a string, got a number",
+            "feedback[0].label: expected a text, got a whole number",
         ),
         (
             b'{"feedback": [{"prediction_id": true, "label": "3"}]}',
-            "feedback[0].prediction_id: expected a string, got a boolean",
+            "feedback[0].prediction_id: expected a text, got true or false",
         ),
         (
             rb'{"feedback": [{"prediction_id": "\ud800", "label": "3"}]}',

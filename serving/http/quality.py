@@ -15,9 +15,10 @@ from starlette.routing import BaseRoute, Route
 from serving.digits import require_few
 from serving.errors import InvalidInput
 from serving.http.asking import peer_of
-from serving.http.json_body import json_body, kind
+from serving.http.json_body import json_body
 from serving.http.services import Services
 from serving.http.status import answering
+from serving.http.strict_json import kind_of
 from serving.pb import digits_pb2 as pb
 
 
@@ -70,7 +71,7 @@ def _item(where: str, sent: object) -> pb.Feedback:
 def _text(where: str, name: str, sent: dict[str, object]) -> str:
     text = sent.get(name)
     if not isinstance(text, str):
-        raise _expected(where, "a string", text, name in sent)
+        raise _expected(where, "a text", text, name in sent)
     try:
         text.encode()
     except UnicodeEncodeError:  # JSON can escape one by itself
@@ -79,7 +80,7 @@ def _text(where: str, name: str, sent: dict[str, object]) -> str:
 
 
 def _expected(where: str, what: str, sent: object, there: bool = True) -> InvalidInput:
-    return InvalidInput(f"{where}: expected {what}, got {kind(sent) if there else 'nothing'}")
+    return InvalidInput(f"{where}: expected {what}, got {kind_of(sent) if there else 'nothing'}")
 
 
 def _quality(services: Services, request: pb.GetQualityRequest, peer: str) -> dict[str, Any]:
