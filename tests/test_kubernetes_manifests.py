@@ -138,8 +138,7 @@ def test_services_and_policies_lead_to_the_servers_ports() -> None:
     assert of_clients == {"http": config.http_port, "grpc": config.grpc_port}
     assert headless["spec"]["clusterIP"] == "None"
     policies = {
-        each["metadata"]["name"]: each["spec"]
-        for each in documents(BASE / "network-policies.yaml")
+        each["metadata"]["name"]: each["spec"] for each in documents(BASE / "network-policies.yaml")
     }
     ingress = policies["digits-serving"]["ingress"]
     allowed = [[port["port"] for port in rule["ports"]] for rule in ingress]

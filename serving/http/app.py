@@ -8,7 +8,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.routing import BaseRoute
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Lifespan
 
 from serving.http import classify, openapi, page, panel, quality, v2
 from serving.http.guard import Guard
@@ -28,8 +28,13 @@ class Application(Starlette):
     """Routes behind the guard, which itself answers for what goes wrong: Starlette's own layer for
     that would send an answer past it, and have uvicorn log the error once more."""
 
-    def __init__(self, routes: Sequence[BaseRoute], draining: Callable[[], bool]) -> None:
-        super().__init__(routes=routes)
+    def __init__(
+        self,
+        routes: Sequence[BaseRoute],
+        draining: Callable[[], bool],
+        lifespan: Lifespan[Starlette] | None = None,
+    ) -> None:
+        super().__init__(routes=routes, lifespan=lifespan)
         self._draining = draining
 
     def build_middleware_stack(self) -> ASGIApp:

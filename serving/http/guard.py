@@ -43,7 +43,10 @@ class Guard:
         self._draining = draining
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """One request; or the application's own beginning and end."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
         headers = Headers(scope=scope)
         request_id = scope["state"]["request_id"] = _id_of(headers)
         started = False

@@ -80,10 +80,17 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Take connections."""
+        await self.lifespan.startup()
+        if self.lifespan.should_exit:
+            raise RuntimeError("the HTTP application did not begin")
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(_log_fault)
         made = functools.partial(
-            Connection, self.config, self.server_state, {}, limits=self._limits
+            Connection,
+            self.config,
+            self.server_state,
+            self.lifespan.state,
+            limits=self._limits,
         )
         self.servers = [
             await loop.create_server(
@@ -120,6 +127,7 @@ class _Server(uvicorn.Server):
             _, left = await asyncio.wait(tasks, timeout=LAST_MOMENT)
             for task in left:
                 task.cancel()
+        await self.lifespan.shutdown()
 
     def _connections(self) -> list[Connection]:
         """Those that are open; looking at them may end some."""
@@ -133,7 +141,7 @@ def _uvicorn_config(app: ASGIApp) -> uvicorn.Config:
         log_config=None,  # ours
         log_level=logging.WARNING,
         access_log=False,
-        lifespan="off",
+        lifespan="on",
         ws="none",
         proxy_headers=False,  # whoever asks could say that it is somebody else
         server_header=False,
