@@ -170,8 +170,10 @@ def _listening(config: ServerConfig) -> socket.socket:
     """A socket at --http-port; StartupError where there can be none."""
     host, port = config.host, config.http_port
     try:
-        family, kind, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(family, kind)
+        family, kind, proto, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        # asyncio sends at once (TCP_NODELAY) only where the protocol is named; else an answer's
+        # second part waits for the client to acknowledge the first, which takes it 40 ms.
+        listening = socket.socket(family, kind, proto)
     except OSError as error:
         raise cannot_listen("--http-port", host, port, error) from None
     try:
