@@ -111,9 +111,10 @@ lane-fuzz:
 	    { cat $$log; exit 1; }; \
 	  sed -n "s/^stat::number_of_executed_units: */fuzz_$$each: executions: /p" $$log; done
 
-# Needs the package index for the clients; `make interop CLIENTS=reflection` for one of them.
+# Needs the package index for the clients; `make interop CLIENTS=reflection` for one of them. A client
+# may have several files of tests: test_kserve.py, test_kserve_http.py.
 interop: $(VENV)/.$(RUNTIME)-dev $(VENV)/.lane $(CLIENTS:%=$(INTEROP)/%/.done)
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(CLIENTS:%=tests/interop/test_%.py)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(CLIENTS:%=tests/interop/test_%*.py)
 
 # The published models in TorchServe, which is archived upstream: for those who have it.
 torchserve-archive: $(TORCHSERVE_VENV)/.done

@@ -159,10 +159,16 @@ class InferenceService:
             if self.draining
             else Overloaded("the server is overloaded", max(SHORTEST_RETRY, self._last_wait))
         )
-        refusal = replies.refusal(error, replies.request_id(message), {})
-        self._metrics.refused(refusal.status, reason_of(error), len(message))
+        return self.refuse(error, len(message), caller, replies.request_id(message))
+
+    def refuse(
+        self, error: ServingError, size: int, caller: CallerOf | None = None, request_id: str = ""
+    ) -> Refusal:
+        """How to refuse what a transport could make no message of; counted. `size` is in bytes."""
+        refusal = replies.refusal(error, request_id, {})
+        self._metrics.refused(refusal.status, reason_of(error), size)
         if self._observers:
-            call = _Call(_unheard, len(message), caller)
+            call = _Call(_unheard, size, caller)
             call.request_id = refusal.request_id
             self._tell(call, refusal)
         return refusal

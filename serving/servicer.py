@@ -22,6 +22,7 @@ from serving.statistics import ModelTotals
 from serving.status import status_of
 from serving.trace import Tracer
 
+NO_SHARED_MEMORY = "this server has no shared memory; send tensors in the request"
 INFERENCE = ("ModelInfer", "ModelStreamInfer")
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 
@@ -183,7 +184,7 @@ def unary(
 
 def _shared_memory(request: Message, peer: str) -> Message:
     """The only methods that the servicer lacks."""
-    raise NotSupported("this server has no shared memory; send tensors in the request")
+    raise NotSupported(NO_SHARED_MEMORY)
 
 
 def _chosen(name: str, value: pb.LogSettingsRequest.SettingValue) -> bool | int | str:

@@ -39,11 +39,11 @@ def caller_of(rpc: str, request: Request) -> Caller:
     )
 
 
-async def body(services: Services, request: Request, most: int = 0) -> bytes:
-    """What was sent, of `most` bytes, by default `--max-message-bytes`; 413 beyond, 408 where no
-    more of it comes in `--stall-timeout`."""
+async def body(services: Services, request: Request, most: int = 0, instead: str = "") -> bytes:
+    """What was sent, of `most` bytes, by default `--max-message-bytes`; 413 beyond, which tells
+    what to do `instead`; 408 where no more of it comes in `--stall-timeout`."""
     most = most or services.config.max_message_bytes
-    too_large = HTTPException(413, f"the body is larger than {most} bytes")
+    too_large = HTTPException(413, f"the body is larger than {most} bytes{instead}")
     if _declared(request) > most:
         raise too_large
     received = bytearray()

@@ -6,6 +6,7 @@ And what no other site's page may have a browser do here: send anything.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import uuid
 from collections.abc import Callable
 from urllib.parse import urlsplit
@@ -14,6 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.errors import NotAllowed
 from serving.http.status import HTTP_STATUS, error_response
 from serving.status import status_of
 
@@ -94,3 +96,19 @@ def from_elsewhere(headers: Headers) -> bool:
         return site not in ("same-origin", "none")
     origin = headers.get("origin")
     return origin is not None and urlsplit(origin).netloc != headers.get("host")
+
+
+def require_no_name(headers: Headers) -> None:
+    """Raise NotAllowed unless the server was addressed by number, or as localhost.
+
+    Under a name of its own, another site's page counts as one of ours once that name is made to
+    lead here (DNS rebinding); under these, no page does but those of this machine.
+    """
+    try:
+        host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
+        if host != "localhost":
+            ipaddress.ip_address(host)
+    except ValueError:
+        raise NotAllowed(
+            "administration is taken at an IP address or at localhost only: see the Host header"
+        ) from None

@@ -29,6 +29,9 @@ ENVIRONMENTS = ROOT / ".venv-interop"
 HERE = Path(__file__).parent
 SECONDS = 120  # a client's interpreter may start slowly on a busy machine
 
+# How a server says where it answers.
+GRPC, HTTP = r"gRPC on (\S+),", r"HTTP on http://(\S+)"
+
 Arrays = dict[str, NDArray[Any]]
 # Per datatype, what survives JSON and is at the edge of the type.
 ECHOED: dict[str, list[list[Any]]] = {
@@ -49,16 +52,19 @@ ECHOED: dict[str, list[list[Any]]] = {
 assert set(ECHOED) == set(ECHO_TYPES)
 
 
-def drive(client: str, address: str, inputs: Mapping[str, object], folder: Path) -> Any:
-    """What tests/interop/<client>_drive.py saw at the address, given these inputs."""
+def drive(
+    client: str, address: str, inputs: Mapping[str, object], folder: Path, script: str = ""
+) -> Any:
+    """What tests/interop/<script>_drive.py saw at the address, given these inputs; that of the
+    client's name by default."""
     python = ENVIRONMENTS / client / "bin" / "python"
     assert python.exists(), f"{python} is missing: run `make interop`"
     given = folder / f"{client}.json"
     given.write_text(json.dumps(inputs))
-    script = HERE / f"{client}_drive.py"
+    run = HERE / f"{script or client}_drive.py"
     # Not in our root, where `import serving` would find our stubs.
     done = subprocess.run(
-        [python, script, address, given],
+        [python, run, address, given],
         cwd=folder,
         capture_output=True,
         timeout=SECONDS,
@@ -69,7 +75,9 @@ def drive(client: str, address: str, inputs: Mapping[str, object], folder: Path)
 
 
 @contextmanager
-def serving(folder: Path, digits: Digits, transport: str, *options: str) -> Iterator[str]:
+def serving(
+    folder: Path, digits: Digits, transport: str, *options: str, says: str = GRPC
+) -> Iterator[str]:
     """The address of `python -m serving` over `classifier`, `spare`, `echo` and `echo_fixed`."""
     repository = folder / "models"
     for name in ("classifier", "spare"):
@@ -78,7 +86,7 @@ def serving(folder: Path, digits: Digits, transport: str, *options: str) -> Iter
     publish_echo(repository, "echo_fixed", (1, 3))
     arguments = ["--model-repository", str(repository), "--intra-op-threads", "1", *options]
     with server_process(*arguments, "--transport", transport) as process:
-        yield process.wait_for(r"gRPC on (\S+),")[1]
+        yield process.wait_for(says)[1]
 
 
 def run_model(folder: Path, name: str, inputs: Arrays) -> Arrays:
