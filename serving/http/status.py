@@ -55,7 +55,10 @@ def answering(endpoint: Endpoint) -> Endpoint:
         except Refused as error:
             return refusal(error.refusal)
         except Exception as error:
-            facts = {"rpc": request.url.path, "request_id": request.state.request_id}
+            facts = {
+                "rpc": request.url.path,
+                "request_id": getattr(request.state, "request_id", ""),
+            }
             status, details = status_of(error, **facts)
             retry_after = error.retry_after if isinstance(error, NoRoom) else None
             return error_response(HTTP_STATUS[status], details, retry_after)
