@@ -94,8 +94,7 @@ def _observe(arguments: argparse.Namespace, console: Console) -> int:
     directory, manifest = _trained(repository)
     images, labels = _labelled(directory, manifest)
     # Nobody asks over HTTP here, and its port may be taken.
-    flags = ("--workers", str(WORKERS), "--allow-http=false")
-    flags += ("--drift-window", f"{DRIFT_WINDOW:g}")
+    flags = [f"--workers={WORKERS}", f"--drift-window={DRIFT_WINDOW:g}", "--allow-http=false"]
     with (
         prometheus([metrics_address()], port=_prometheus_port()) as server_of_metrics,
         server(repository, *flags) as process,
