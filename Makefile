@@ -28,8 +28,8 @@ TORCHSERVE_ARGUMENTS = --model-repository $(MODEL_REPOSITORY) $(if $(MODELS),--m
 # The tests of servers that `make test` runs over grpcio alone; `make lane-python` runs them over the
 # lane. The others take each transport in turn, or name one; test_architecture.py misses none.
 LANE_TESTS ?= $(patsubst %,tests/test_%.py,access admin async_client client client_commands \
-  client_images control digits_service drift_serving feedback_workers healthcheck load load_metrics \
-  logs parity probe prometheus protocol server tracing workers)
+  client_images control digits_service drift_serving feedback_workers healthcheck http_serving load \
+  load_metrics logs parity probe prometheus protocol server tracing workers)
 # And those that are run over a module with AddressSanitizer in it, by `make lane-asan-python`: of tests
 # that take each transport, that of the lane.
 LANE_ASAN_TESTS ?= $(patsubst %,tests/test_%.py,native_batcher batcher transports reload protocol \

@@ -22,6 +22,7 @@ from rich.table import Table
 from deploy.service import (
     bypass_proxy,
     grpc_address,
+    http_address,
     latest,
     metrics_address,
     server,
@@ -98,7 +99,11 @@ def _show(repository: Path, address: str, console: Console) -> None:
 
 def _print_addresses(address: str, console: Console) -> None:
     metrics = f"http://{metrics_address()}/metrics"
-    console.print(f"\ngRPC     {address}\nmetrics  {metrics}", highlight=False)
+    console.print(
+        f"\npage     http://{http_address()}  (draw a digit)"
+        f"\ngRPC     {address}\nmetrics  {metrics}",
+        highlight=False,
+    )
     console.print(
         f"""\nCall it from Python:
 

@@ -93,7 +93,8 @@ def _observe(arguments: argparse.Namespace, console: Console) -> int:
     executable(), _prometheus_port()  # what is missing is told before minutes of training
     directory, manifest = _trained(repository)
     images, labels = _labelled(directory, manifest)
-    flags = ("--workers", str(WORKERS), "--drift-window", f"{DRIFT_WINDOW:g}")
+    # Nobody asks over HTTP here, and its port may be taken.
+    flags = [f"--workers={WORKERS}", f"--drift-window={DRIFT_WINDOW:g}", "--allow-http=false"]
     with (
         prometheus([metrics_address()], port=_prometheus_port()) as server_of_metrics,
         server(repository, *flags) as process,

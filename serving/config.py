@@ -356,7 +356,7 @@ class ServerConfig:
         metadata=_about(
             "network",
             "how long a client's connection may be without a call until it is asked to end; 0 for"
-            " ever",
+            " ever, but 75 s over HTTP, which clients take for granted",
             unit="seconds",
             bounds=(0, 7 * 86400),
         ),
@@ -365,8 +365,9 @@ class ServerConfig:
         default=10000,
         metadata=_about(
             "network",
-            "clients' connections of one process, beyond which new ones are closed at once; over"
-            " the native transport only. Each needs a file descriptor, or two",
+            "clients' connections of one process, beyond which new ones are closed at once; so many"
+            " for gRPC, over the native transport only, and so many for HTTP. Each needs a file"
+            " descriptor, or two",
             bounds=(1, 1048576),
         ),
     )
@@ -376,7 +377,7 @@ class ServerConfig:
             "network",
             "how long a request may stop arriving, or come at less than 500 bytes a second, until"
             " it is reset; and a client may leave its answers unread, or read them as slowly, until"
-            " its connection is closed; over the native transport only",
+            " its connection is closed; over HTTP, and gRPC's native transport",
             unit="seconds",
             bounds=(1, 3600),
         ),

@@ -38,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m serving",
         usage="%(prog)s [OPTION ...]",
-        description="Serve the models of a repository over gRPC (V2 inference protocol).",
+        description="Serve the models of a repository over gRPC and HTTP (V2 inference protocol).",
         epilog="A flag wins over its environment variable, which wins over the default."
         " `python -m serving doctor [OPTION ...]` checks this machine and the repository,"
         " `python -m serving healthcheck [OPTION ...]` asks a running server.",

@@ -120,7 +120,7 @@ class InferenceServer:
         self._http = HttpServer(config, app) if config.allow_http else None
         self._loader = threading.Thread(target=self._run, name="control", daemon=True)
         self.port = 0
-        self.http_port = self._http.port if self._http else 0
+        self.http_port = 0
 
     @property
     def ready(self) -> bool:
@@ -137,6 +137,7 @@ class InferenceServer:
         self.port = self._listen()
         if self._http:
             self._http.start()
+            self.http_port = self._http.port
         self.report_readiness()
 
     def _listen(self) -> int:
@@ -178,8 +179,6 @@ class InferenceServer:
         self.control.stop()
         self._prober.stop()
         self._health.enter_graceful_shutdown()
-        if self._http:
-            self._http.drain()
         if self._lane:
             self._lane.drain()
         else:
@@ -217,9 +216,10 @@ class InferenceServer:
 
     def _announce(self, seconds: float) -> None:
         log.info(
-            "ready in %.1f s: gRPC on %s, %s with %d threads\n%s",
+            "ready in %.1f s: gRPC on %s, %s%s with %d threads\n%s",
             seconds,
             address(self._config.host, self.port or self._config.grpc_port),
+            f"HTTP on {self._http.url}, " if self._http else "",
             self._runtime.device,
             self._runtime.threads,
             _table(self.registry.served),
@@ -296,6 +296,8 @@ class Server:
     def start(self) -> None:
         """Listen, then load. The ports are known when this returns; `wait_until_loaded` waits."""
         check_free("--grpc-port", self._config.host, self._config.grpc_port)
+        if self._config.allow_http:
+            check_free("--http-port", self._config.host, self._config.http_port)
         self._metrics = MetricsServer(self._config, self._counters.path)
         self._drift = DriftWatch(self._config, self._counters.path)
         self.inference.listen()

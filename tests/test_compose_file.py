@@ -77,7 +77,7 @@ def test_every_port_is_published_on_loopback_unless_told_otherwise(name: str) ->
 def test_no_two_services_publish_the_same_port() -> None:
     published = [port for service in SERVICES.values() for port in service.get("ports", [])]
     ports = {filled_in(each).split(":")[1] for each in published}
-    assert len(ports) == len(published) == 8
+    assert len(ports) == len(published) == 10
 
 
 def test_a_server_is_given_longer_to_end_than_it_drains() -> None:

@@ -127,18 +127,24 @@ def test_each_probe_asks_for_its_own_health_service() -> None:
 def test_services_and_policies_lead_to_the_servers_ports() -> None:
     config = ServerConfig()
     ports = {port["name"]: port["containerPort"] for port in serving()["ports"]}
-    assert ports == {"grpc": config.grpc_port, "metrics": config.metrics_port}
+    assert ports == {
+        "http": config.http_port,
+        "grpc": config.grpc_port,
+        "metrics": config.metrics_port,
+    }
     cluster_ip, headless = documents(BASE / "services.yaml")
     assert {port["name"]: port["port"] for port in headless["spec"]["ports"]} == ports
-    assert [port["name"] for port in cluster_ip["spec"]["ports"]] == ["grpc"]
+    of_clients = {port["name"]: port["port"] for port in cluster_ip["spec"]["ports"]}
+    assert of_clients == {"http": config.http_port, "grpc": config.grpc_port}
     assert headless["spec"]["clusterIP"] == "None"
-    (policy,) = [
-        each
-        for each in documents(BASE / "network-policies.yaml")
-        if each["metadata"]["name"] == "digits-serving"
-    ]
-    allowed = [port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]]
-    assert allowed == [config.grpc_port, config.metrics_port]
+    policies = {
+        each["metadata"]["name"]: each["spec"] for each in documents(BASE / "network-policies.yaml")
+    }
+    ingress = policies["digits-serving"]["ingress"]
+    allowed = [[port["port"] for port in rule["ports"]] for rule in ingress]
+    assert allowed == [[config.http_port, config.grpc_port], [config.metrics_port]]
+    to_servers, _ = policies["digits-clients"]["egress"]
+    assert [port["port"] for port in to_servers["ports"]] == allowed[0]
 
 
 def test_whatever_selects_the_servers_pods_selects_them() -> None:
@@ -227,6 +233,8 @@ def test_kserve_runs_the_container_of_the_base() -> None:
     assert [container[key] for key in (*same, "resources")] == [
         serving()[key] for key in (*same, "resources")
     ]
+    ports = [port["containerPort"] for port in container["ports"]]
+    assert ports == [ServerConfig().grpc_port, ServerConfig().http_port]
     predictor = one(KUBERNETES / "overlays/kserve/inference-service.yaml")["spec"]["predictor"]
     assert predictor["securityContext"] == pod_spec("deployment.yaml")["securityContext"]
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import socket
+import ssl
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from http.client import HTTPSConnection
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +125,8 @@ def files(certificate: Path) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def by_tls(serve: Serve, models: Path, ours: Authority, transport: str) -> Iterator[Running]:
     """A server whose certificate ours has signed, for localhost."""
-    with serve(models, **files(ours.sign("server", "DNS:localhost")), transport=transport) as own:
+    own_files = files(ours.sign("server", "DNS:localhost"))
+    with serve(models, **own_files, allow_http=True, transport=transport) as own:
         yield own
 
 
@@ -129,7 +134,8 @@ def by_tls(serve: Serve, models: Path, ours: Authority, transport: str) -> Itera
 def mutual(serve: Serve, models: Path, ours: Authority, transport: str) -> Iterator[Running]:
     """One that takes only clients whose certificates ours has signed."""
     own_files = files(ours.sign("mutual", "DNS:*.example,DNS:localhost"))
-    with serve(models, **own_files, tls_client_ca=ours.certificate, transport=transport) as own:
+    own_files["tls_client_ca"] = ours.certificate
+    with serve(models, **own_files, allow_http=True, transport=transport) as own:
         yield own
 
 
@@ -186,6 +192,42 @@ def test_only_clients_with_a_certificate_of_the_ca_are_answered(
         assert refused(ask) == grpc.StatusCode.UNAVAILABLE
     with asking(mutual, ours, theirs.sign("stranger", "DNS:client.example")) as ask:
         assert refused(ask) == grpc.StatusCode.UNAVAILABLE
+
+
+def over_https(own: Running, ca: Authority, certificate: Path | None = None) -> int:
+    """The status of an answer; what a client says of a server that it does not trust, or that does
+    not trust it, is an SSLError, or that the connection was reset."""
+    context = ssl.create_default_context(cafile=ca.certificate)
+    if certificate:
+        context.load_cert_chain(certificate, certificate.with_suffix(".key"))
+    port = own.server.http_port
+    connection = HTTPSConnection("localhost", port, timeout=PATIENCE, context=context)
+    try:
+        connection.request("GET", "/")
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+def test_http_speaks_the_same_tls(by_tls: Running, ours: Authority, theirs: Authority) -> None:
+    assert over_https(by_tls, ours) in (200, 404)
+    with pytest.raises(ssl.SSLCertVerificationError):
+        over_https(by_tls, theirs)
+    with socket.create_connection(("localhost", by_tls.server.http_port), PATIENCE) as plain:
+        plain.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        assert not plain.recv(1 << 16).startswith(b"HTTP/")
+
+
+def test_http_too_asks_clients_for_a_certificate_of_the_ca(
+    mutual: Running, ours: Authority, theirs: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert over_https(mutual, ours, ours.sign("https", "DNS:client.example")) in (200, 404)
+    stranger = theirs.sign("https", "DNS:client.example")
+    late = ours.sign("late-https", "DNS:client.example", expired=True)
+    for certificate in (None, stranger, late):
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            over_https(mutual, ours, certificate)
+    assert [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING] == []
 
 
 def test_a_client_whose_certificate_has_expired_is_not_answered(

@@ -129,7 +129,7 @@ COPY --from=code /code/opt/digits /opt/digits
 COPY --from=lane /lane/opt/digits /opt/digits
 ENV DIGITS_HOST=0.0.0.0 \
     DIGITS_MODEL_REPOSITORY=/models
-EXPOSE 8001 8002
+EXPOSE 8000 8001 8002
 USER 10001:10001
 # It asks where the same environment has the server listen.
 HEALTHCHECK --interval=5s --timeout=5s --start-period=120s --retries=3 \
@@ -140,7 +140,7 @@ ARG PYTHON_IMAGE
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="digits-serving" \
-      org.opencontainers.image.description="gRPC inference server for ONNX models" \
+      org.opencontainers.image.description="Inference server for ONNX models, over gRPC and HTTP" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.base.name="${PYTHON_IMAGE}" \
       org.opencontainers.image.version="${VERSION}" \

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
+from starlette.middleware.exceptions import ExceptionMiddleware
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp, Lifespan
 
 from serving.http import classify, openapi, page, panel, quality, v2
 from serving.http.guard import Guard
@@ -16,9 +20,26 @@ PARTS = (v2, classify, quality, panel, openapi, page)
 
 def application(services: Services) -> Starlette:
     """An ASGI application that answers from a server's parts."""
-    return Starlette(
-        routes=[route for part in PARTS for route in part.routes(services)],
-        middleware=[Middleware(Guard)],
-        exception_handlers={HTTPException: http_exception},
-        lifespan=lambda app: services.history.kept(),
+    routes = [route for part in PARTS for route in part.routes(services)]
+    return Application(
+        routes, lambda: services.inference.draining, lambda app: services.history.kept()
     )
+
+
+class Application(Starlette):
+    """Routes behind the guard, which itself answers for what goes wrong: Starlette's own layer for
+    that would send an answer past it, and have uvicorn log the error once more."""
+
+    def __init__(
+        self,
+        routes: Sequence[BaseRoute],
+        draining: Callable[[], bool],
+        lifespan: Lifespan[Starlette] | None = None,
+    ) -> None:
+        super().__init__(routes=routes, lifespan=lifespan)
+        self._draining = draining
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """What Starlette calls before the first request."""
+        handlers = {HTTPException: http_exception}
+        return Guard(ExceptionMiddleware(self.router, handlers=handlers), self._draining)

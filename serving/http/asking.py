@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
 from serving.access import Caller
+from serving.http.connection import peer
 from serving.http.services import Services
 from serving.http.status import Refused
 from serving.replies import Refusal, Reply
@@ -23,11 +24,8 @@ Outcome = Reply | Refusal
 
 
 def peer_of(request: Request) -> str:
-    """Who asks, as gRPC names peers: ipv4:127.0.0.1:5000, ipv6:[::1]:5000."""
-    if request.client is None:
-        return "unknown"
-    host, port = request.client
-    return f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}"
+    """Who asks, as gRPC names peers: ipv4:127.0.0.1:5000, ipv6:%5B::1%5D:5000."""
+    return peer(request.client)
 
 
 def caller_of(rpc: str, request: Request) -> Caller:
@@ -36,7 +34,7 @@ def caller_of(rpc: str, request: Request) -> Caller:
     return Caller(
         rpc,
         peer_of(request),
-        headers.get("x-request-id", ""),
+        request.state.request_id,
         headers.get("traceparent", ""),
         headers.get("tracestate", ""),
     )

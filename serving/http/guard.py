@@ -5,15 +5,19 @@ And what no other site's page may have a browser do here: send anything.
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import uuid
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.errors import NotAllowed
-from serving.http.status import error_response
+from serving.http.status import HTTP_STATUS, error_response
+from serving.status import status_of
 
 # Everything from here, nothing from elsewhere, and nothing inline. Images that people draw or drop
 # are blobs of the page's own.
@@ -33,31 +37,52 @@ LONGEST_ID = 200
 
 
 class Guard:
-    """In front of the application."""
+    """In front of the application. While the server is `draining`, each answer ends its connection,
+    so that the client makes its next one to another server."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, draining: Callable[[], bool]) -> None:
         self._app = app
+        self._draining = draining
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """One request; or the application's own beginning and end."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        request_id = headers.get("x-request-id", "")[:LONGEST_ID] or uuid.uuid4().hex
+        request_id = scope["state"]["request_id"] = _id_of(headers)
+        started = False
 
         async def guarded(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 answer = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     answer.setdefault(name, value)
                 answer["X-Request-Id"] = request_id
+                if self._draining():
+                    answer["Connection"] = "close"
             await send(message)
 
         app = self._app
         if scope["method"] not in ("GET", "HEAD", "OPTIONS") and from_elsewhere(headers):
             app = error_response(403, "requests from other sites' pages are not taken")
-        await app(scope, receive, guarded)
+        try:
+            await app(scope, receive, guarded)
+        except (asyncio.CancelledError, ClientDisconnect):
+            return  # there is nobody to be told: the server ends, or the client has gone
+        except Exception as error:
+            if started:
+                raise  # uvicorn closes the connection, and logs it
+            status, details = status_of(error, rpc=scope["path"], request_id=request_id)
+            await error_response(HTTP_STATUS[status], details)(scope, receive, guarded)
+
+
+def _id_of(headers: Headers) -> str:
+    """The id that the client chose, where it can be told again as it is; else one of our own."""
+    chosen = headers.get("x-request-id", "")[:LONGEST_ID]
+    return chosen if chosen and chosen.isascii() and chosen.isprintable() else uuid.uuid4().hex
 
 
 def from_elsewhere(headers: Headers) -> bool:

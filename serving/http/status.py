@@ -55,7 +55,11 @@ def answering(endpoint: Endpoint) -> Endpoint:
         except Refused as error:
             return refusal(error.refusal)
         except Exception as error:
-            status, details = status_of(error, rpc=request.url.path)
+            facts = {
+                "rpc": request.url.path,
+                "request_id": getattr(request.state, "request_id", ""),
+            }
+            status, details = status_of(error, **facts)
             retry_after = error.retry_after if isinstance(error, NoRoom) else None
             return error_response(HTTP_STATUS[status], details, retry_after)
 

@@ -20,7 +20,7 @@ from serving.datatypes import Array, Datatype, decode_raw, encode_raw
 from serving.errors import InvalidInput
 from serving.http import strict_json
 
-# Elements that are written in one go: others of Python's threads wait meanwhile.
+# Elements that are read or written in one go: others of Python's threads wait meanwhile.
 _CHUNK = 2**12
 
 _NO_NUMBERS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -44,7 +44,8 @@ def raw_bytes(name: str, kind: Datatype, shape: Sequence[int], data: list[Any]) 
             f"input {name!r}: shape {list(shape)} takes {math.prod(shape)} elements in data, "
             f"got {len(flat)}"
         )
-    return encode_raw(kind, _array(name, kind, flat))
+    chunks = (flat[at : at + _CHUNK] for at in range(0, len(flat), _CHUNK))
+    return b"".join(encode_raw(kind, _array(name, kind, each)) for each in chunks)
 
 
 def data_text(name: str, kind: Datatype, shape: Sequence[int], raw: bytes) -> str:

@@ -236,7 +236,7 @@ def test_without_a_model_it_runs_and_is_unhealthy() -> None:
 def test_stopping_it_finishes_what_is_in_flight(tmp_path: Path) -> None:
     publish_slow(tmp_path)
     tmp_path.chmod(0o755)  # pytest made it private, and the server is another user
-    ports = ("--publish=127.0.0.1::8001", "--publish=127.0.0.1::8002")
+    ports = tuple(f"--publish=127.0.0.1::{port}" for port in (8000, 8001, 8002))
     options = (*HARDENED, *ports, f"--volume={tmp_path}:/models:ro", *EACH_SECOND)
     with container("serving", *options) as server:
         server.wait_until("healthy")
@@ -244,6 +244,8 @@ def test_stopping_it_finishes_what_is_in_flight(tmp_path: Path) -> None:
             stub = pb_grpc.GRPCInferenceServiceStub(channel)
             answers = [stub.ModelInfer.future(slow_request(), timeout=60) for _ in range(16)]
             metrics = f"http://{server.port(8002)}/metrics"
+            with urllib.request.urlopen(f"http://{server.port(8000)}/v2/health/ready") as ready:
+                assert ready.status == 200
             until(lambda: in_flight(metrics) >= 8, "requests in flight")
             seconds = server.stop(grace=2 * DRAIN_TIMEOUT)
             assert [answer.code() for answer in answers] == [grpc.StatusCode.OK] * len(answers)
