@@ -202,10 +202,10 @@ def test_a_photo_is_turned_upright(digits: Pixels) -> None:
     np.testing.assert_array_equal(read_image(buffer.getvalue()), np.asarray(upright))
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
-def test_colour_and_transparency_are_kept_in_reading(mode: str, digits: Pixels) -> None:
+@pytest.mark.parametrize(("mode", "read_as"), [("L", "L"), ("RGB", "L"), ("RGBA", "RGBA")])
+def test_transparency_is_kept_in_reading(mode: str, read_as: str, digits: Pixels) -> None:
     image = Image.fromarray(placed(digits[0])).convert(mode)
-    np.testing.assert_array_equal(read_image(encoded(image)), np.asarray(image))
+    np.testing.assert_array_equal(read_image(encoded(image)), np.asarray(image.convert(read_as)))
 
 
 def test_sixteen_bit_pixels_are_read_as_eight(digits: Pixels) -> None:
