@@ -144,7 +144,7 @@ def _jpeg_parts(data: bytes) -> tuple[bytes, int]:
     view, at, orientation = memoryview(data), 2, 1
     kept = [view[:at]]
     for _ in range(MAX_PARTS):
-        if view[at : at + 1] != b"\xff" or at + 4 > len(data):
+        if at + 4 > len(data) or data[at] != 0xFF:
             break
         code, end = data[at + 1], at + 2 + int.from_bytes(view[at + 2 : at + 4], "big")
         if code == _SCAN:
