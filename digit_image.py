@@ -6,6 +6,8 @@ only.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
@@ -25,6 +27,12 @@ _SPECK = 0.02  # of all ink; strokes that have less are dust
 # Uneven paper is looked at on so small a side, and what is wider than the window is no ink there.
 _LIGHT_SIDE, _LIGHT_WINDOW = 64, 21
 _UNEVEN_CROP_LEVEL = 0.25  # of the contrast: what is left of shadows' edges is fainter
+_UNEVEN_STROKE = 0.6  # of the darkest stroke; one that is nowhere so dark is a corner of a shadow
+# MNIST's pen is about 2.5 of the 20 pixels wide. One that is thinner than this is made wider, on a
+# side of so many pixels.
+_THIN, _PEN, _PEN_SIDE = 0.7, 2.0, 80
+
+Level = TypeVar("Level", bound=np.generic)
 
 
 def read_digit(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
@@ -44,10 +52,11 @@ def normalise(image: Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
     for a uniform image.
     """
     grey = _grey(image if isinstance(image, Image.Image) else _from_pixels(image))
-    ink = _ink(grey)
+    uneven = _unevenness(_border(grey)) > _MIN_CONTRAST
+    ink = _ink(_evenly_lit(grey), _UNEVEN_CROP_LEVEL) if uneven else _ink(grey)
     if _is_normal(ink):
         return ink.astype(np.uint8)
-    return _centred(_fitted(_cropped(_without_dust(ink))))
+    return _centred(_fitted(_cropped(_without_dust(ink, uneven))))
 
 
 def _from_pixels(pixels: NDArray[np.uint8]) -> Image.Image:
@@ -91,14 +100,12 @@ def _paper(grey: NDArray[np.float32], alpha: NDArray[np.float32]) -> float:
     return 255.0 if middle < 128.0 else 0.0
 
 
-def _ink(grey: NDArray[np.float32]) -> NDArray[np.float32]:
+def _ink(grey: NDArray[np.float32], faintest: float = 0.0) -> NDArray[np.float32]:
     """Ink as white on black: what differs from the paper seen at the border, 0 ... 255.
 
-    Paper as uneven as its border shows (nine median deviations, about six sigma) counts as none.
+    Paper as uneven as its border shows (nine median deviations, about six sigma) counts as none,
+    and so does what is fainter than that share of the contrast.
     """
-    faintest = 0.0
-    if _unevenness(_border(grey)) > _MIN_CONTRAST:
-        grey, faintest = _evenly_lit(grey), _UNEVEN_CROP_LEVEL
     border = _border(grey)
     paper, unevenness = float(np.median(border)), _unevenness(border)
     lighter, darker = float(grey.max()) - paper, paper - float(grey.min())
@@ -110,7 +117,7 @@ def _ink(grey: NDArray[np.float32]) -> NDArray[np.float32]:
     return ink
 
 
-def _border(grey: NDArray[np.float32]) -> NDArray[np.float32]:
+def _border(grey: NDArray[Level]) -> NDArray[Level]:
     """Its pixels: more than a thin frame has."""
     wide = max(1, min(grey.shape) // _BAND)
     sides = grey[:wide], grey[-wide:], grey[wide:-wide, :wide], grey[wide:-wide, -wide:]
@@ -166,22 +173,32 @@ def _centre_of_mass(ink: NDArray[np.float32]) -> tuple[float, float]:
     return y, float(columns @ np.arange(columns.size, dtype=np.float32)) / total
 
 
-def _without_dust(ink: NDArray[np.float32]) -> NDArray[np.float32]:
+def _without_dust(ink: NDArray[np.float32], uneven: bool) -> NDArray[np.float32]:
     """Without specks, and without what lies in the border alone, such as a frame, where there is
-    anything else."""
+    anything else; on uneven paper, without what reaches the border or is faint: corners of shadows.
+    """
     stroke = _strokes(ink > _CROP_LEVEL * ink.max())  # 0 is none
-    mass = np.bincount(stroke.ravel(), ink.ravel())
+    mass: NDArray[np.float64] = np.bincount(stroke.ravel(), ink.ravel()).astype(np.float64)
     mass[0] = 0.0
-    inner = np.zeros(len(mass), np.bool_)
     high, wide = (max(1, side // _BAND) for side in ink.shape)
+    inner = np.zeros(len(mass), np.bool_)
     inner[stroke[high:-high, wide:-wide].ravel()] = True
-    inner[0] = False
-    if inner.any():
-        mass[~inner] = 0.0
+    _drop(mass, ~inner)
+    if uneven:
+        _drop(mass, np.isin(np.arange(len(mass)), _border(stroke)))
+        darkest = np.zeros(len(mass), np.float32)
+        np.maximum.at(darkest, stroke.ravel(), np.where(mass[stroke] > 0, ink, 0).ravel())
+        _drop(mass, darkest < _UNEVEN_STROKE * darkest.max())
     kept = mass >= _SPECK * mass.sum()
     kept[0] = True
     left: NDArray[np.float32] = np.where(kept[stroke], ink, np.float32(0))
     return left
+
+
+def _drop(mass: NDArray[np.float64], strokes: NDArray[np.bool_]) -> None:
+    """Take the mass of these strokes for none, where that leaves any."""
+    if mass[~strokes].any():
+        mass[strokes] = 0.0
 
 
 def _strokes(mask: NDArray[np.bool_]) -> NDArray[np.intp]:
@@ -229,13 +246,40 @@ def _cropped(ink: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _fitted(ink: NDArray[np.float32]) -> NDArray[np.float32]:
     """Resize so that the longer side is 20 pixels, and stretch so that the whitest is 255."""
+    if _pen_width(ink) * BOX / max(ink.shape) < _THIN and max(ink.shape) > _PEN_SIDE:
+        ink = _thickened(_resized(ink, _PEN_SIDE))
+    return _resized(ink, BOX)
+
+
+def _resized(ink: NDArray[np.float32], side: int) -> NDArray[np.float32]:
     height, width = ink.shape
-    scale = BOX / max(height, width)
+    scale = side / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     resized = Image.fromarray(np.ascontiguousarray(ink)).resize(size, Image.Resampling.HAMMING)
     fitted = np.maximum(np.asarray(resized, dtype=np.float32), 0.0)
     stretched: NDArray[np.float32] = fitted * np.float32(255.0 / float(fitted.max()))
     return stretched
+
+
+def _pen_width(ink: NDArray[np.float32]) -> float:
+    """In pixels, about: a line's area is its length times that, its outline twice its length."""
+    mask = np.pad(ink > 0.5 * ink.max(), 1)
+    steps = np.count_nonzero(np.diff(mask, axis=0)) + np.count_nonzero(np.diff(mask, axis=1))
+    outline = steps * np.pi / 4  # of a line in any direction, as stairs are longer
+    return float(2 * np.count_nonzero(mask) / outline)
+
+
+def _thickened(ink: NDArray[np.float32]) -> NDArray[np.float32]:
+    """As MNIST's pen would have drawn it, of a longer side of _PEN_SIDE."""
+    missing = _PEN * _PEN_SIDE / BOX - _pen_width(ink)
+    reach = max(0, round(missing / 2))
+    wider = (
+        Image.fromarray(np.pad(ink, reach))
+        .convert("L")
+        .filter(ImageFilter.MaxFilter(2 * reach + 1))
+    )
+    thick: NDArray[np.float32] = np.asarray(wider, dtype=np.float32)
+    return thick
 
 
 def _centred(ink: NDArray[np.float32]) -> NDArray[np.uint8]:
