@@ -22,8 +22,9 @@ MAX_PIXELS = 25_000_000
 # The longer side of what is given back, at most: a digit that fills a twentieth of it is still
 # larger than MNIST's.
 LONGEST = 512
-# A progressive JPEG draws all its pixels again in each scan; encoders make about ten.
-MAX_SCANS = 100
+# A progressive JPEG draws all its pixels again in each scan; encoders make about ten. All scans
+# together draw at most so many times what one of MAX_PIXELS does.
+MAX_SCANS, MAX_DRAWN = 100, 20
 # Chunks of a PNG, or segments before a JPEG's picture.
 MAX_PARTS = 50_000
 
@@ -79,8 +80,9 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     before a pixel is.
     """
     try:
-        with _opened(data) as (image, orientation):
-            _require_size(image, max_pixels)
+        opened, orientation, scans = _opened(data)
+        with opened as image:
+            _require_size(image, scans, max_pixels)
             upright = _UPRIGHT.get(orientation)
             pixels = _reduced(image)
             return np.asarray(pixels if upright is None else pixels.transpose(upright))
@@ -98,28 +100,17 @@ def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
 # Files
 
 
-class _Opened:
-    """A file's image, before a pixel is decoded, and its orientation."""
+def _opened(data: bytes) -> tuple[Image.Image, int, int]:
+    """The image before a pixel is decoded, its orientation, and how often it is drawn.
 
-    def __init__(self, image: Image.Image, orientation: int) -> None:
-        self._image = image
-        self._orientation = orientation
-
-    def __enter__(self) -> tuple[Image.Image, int]:
-        return self._image, self._orientation
-
-    def __exit__(self, *_: object) -> None:
-        self._image.close()
-
-
-def _opened(data: bytes) -> _Opened:
-    """By the plugins themselves: Image.open warns of many pixels, and guesses at other formats."""
+    By the plugins themselves: Image.open warns of many pixels, and guesses at other formats.
+    """
     if data.startswith(_PNG):
         picture, orientation = _png_parts(data)
-        return _Opened(PngImageFile(io.BytesIO(picture)), orientation)
+        return PngImageFile(io.BytesIO(picture)), orientation, 1
     if data.startswith(_JPEG):
-        picture, orientation = _jpeg_parts(data)
-        return _Opened(JpegImageFile(io.BytesIO(picture)), orientation)
+        picture, orientation, scans = _jpeg_parts(data)
+        return JpegImageFile(io.BytesIO(picture)), orientation, scans
     raise ImageError("not a PNG or JPEG image")
 
 
@@ -139,8 +130,8 @@ def _png_parts(data: bytes) -> tuple[bytes, int]:
     raise ImageError(f"has more than {MAX_PARTS} chunks")
 
 
-def _jpeg_parts(data: bytes) -> tuple[bytes, int]:
-    """What makes the pixels, and the orientation."""
+def _jpeg_parts(data: bytes) -> tuple[bytes, int, int]:
+    """What makes the pixels, the orientation, and the number of scans."""
     view, at, orientation = memoryview(data), 2, 1
     kept = [view[:at]]
     for _ in range(MAX_PARTS):
@@ -149,8 +140,7 @@ def _jpeg_parts(data: bytes) -> tuple[bytes, int]:
         code, end = data[at + 1], at + 2 + int.from_bytes(view[at + 2 : at + 4], "big")
         if code == _SCAN:
             kept.append(view[at:])
-            _require_few_scans(data.count(b"\xff\xda", at))
-            return b"".join(kept), orientation
+            return b"".join(kept), orientation, data.count(b"\xff\xda", at)
         if code == _EXIF and data.startswith(b"Exif\0\0", at + 4):
             orientation = _orientation(data[at + 10 : end])
         if code not in _JPEG_DROPPED and code != 0xFF:
@@ -159,15 +149,13 @@ def _jpeg_parts(data: bytes) -> tuple[bytes, int]:
     raise ImageError("cannot be decoded: no picture in it")
 
 
-def _require_few_scans(scans: int) -> None:
-    if scans > MAX_SCANS:
-        raise ImageError(f"has {scans} scans, more than {MAX_SCANS}")
-
-
-def _require_size(image: Image.Image, max_pixels: int) -> None:
+def _require_size(image: Image.Image, scans: int, max_pixels: int) -> None:
     width, height = image.size
     if width * height > max_pixels:
         raise ImageError(f"{width}x{height} is more than {max_pixels} pixels")
+    most = min(MAX_SCANS, MAX_DRAWN * max_pixels // (width * height))
+    if scans > most:
+        raise ImageError(f"has {scans} scans, more than {most}")
 
 
 def _orientation(exif: bytes) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -214,6 +216,44 @@ def test_sixteen_bit_pixels_are_read_as_eight(digits: Pixels) -> None:
     np.testing.assert_array_equal(read_image(encoded(deep)), placed(digits[0]))
 
 
+def with_chunks(png: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG with more chunks behind its header."""
+    made = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    ]
+    return png[:33] + b"".join(made) + png[33:]
+
+
+def test_what_is_no_picture_is_not_looked_at(digits: Pixels) -> None:
+    """Bombs of text, profiles and frames, and Exif data that is damaged, cost and change nothing."""
+    page = placed(digits[0])
+    png, bomb = encoded(Image.fromarray(page)), zlib.compress(bytes(50_000_000))
+    texts = [(b"zTXt", b"k\0\0" + bomb), (b"iTXt", b"k\0\1\0\0\0" + bomb)]
+    others = [(b"iCCP", b"k\0\0" + bomb), (b"acTL", bytes(8)), (b"eXIf", b"II*\0\xff\xff")]
+    np.testing.assert_array_equal(read_image(with_chunks(png, *texts, *others)), page)
+    jpeg = encoded(Image.fromarray(page), "JPEG")
+    damaged = jpeg[:2] + b"\xff\xe1\0\x10Exif\0\0MM\0*\0\0\xff\xff" + jpeg[2:]
+    np.testing.assert_array_equal(read_image(damaged), read_image(jpeg))
+
+
+def test_of_an_animation_the_still_picture_is_read(digits: Pixels) -> None:
+    frames = [Image.fromarray(placed(digit)) for digit in digits[:3]]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "PNG", save_all=True, append_images=frames[1:])
+    np.testing.assert_array_equal(read_image(buffer.getvalue()), placed(digits[0]))
+
+
+def test_a_jpeg_that_is_drawn_again_and_again_is_refused() -> None:
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").save(buffer, "JPEG", progressive=True)
+    jpeg = buffer.getvalue()
+    assert read_image(jpeg, max_pixels=256 * 256).shape == (256, 256)
+    again = jpeg[:-2] + jpeg[jpeg.rindex(b"\xff\xda") : -2] * 30 + jpeg[-2:]
+    with pytest.raises(ImageError, match="image: has 3[0-9] scans, more than 20"):
+        read_image(again, max_pixels=256 * 256)
+
+
 @pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF"])
 def test_other_formats_are_refused(kind: str) -> None:
     with pytest.raises(ImageError) as raised:
@@ -269,9 +309,11 @@ def test_paper_may_lie_in_the_shadow_of_a_hand(digits: Pixels) -> None:
     """A third of the light is gone on one side of a slanting edge."""
     across = np.add.outer(np.linspace(0, 1, 400), np.linspace(0, 2, 500))
     light = 1 - 0.35 * np.clip((across - 1.4) * 10, 0, 1)
+    changes = []
     for digit in digits[:20]:
         photo = (255 * light * (1 - 0.8 * placed(digit) / 255)).astype(np.uint8)
-        assert difference(normalise(photo), normalise(placed(digit))) < 8.0
+        changes.append(difference(normalise(photo), normalise(placed(digit))))
+    assert np.mean(changes) < 6.0
 
 
 def test_dust_and_a_frame_are_no_ink(digits: Pixels) -> None:
