@@ -224,7 +224,7 @@ def test_a_refusal_is_the_models_own_or_the_answer_where_it_was_named(
     file = encoded(on_paper(digits.images[0]))
     options: dict[str, Any] = {"max_queue_delay": LIFETIME, "max_in_flight": 1}
     with serve(tmp_path, transport=transport, allow_http=True, drain_timeout=0.1, **options) as own:
-        waits = own.stub.ModelInfer.future(images_request(digits.images[:1], "a"))
+        waits: Any = own.stub.ModelInfer.future(images_request(digits.images[:1], "a"))
         until(lambda: count(own, "in_flight_requests") == 1)
         everyone, named = post(own, file), post(own, file, "?model=b")
         waits.cancel()
