@@ -168,7 +168,7 @@ kubernetes-test: $(VENV)/.$(RUNTIME)-dev
 lint: $(VENV)/.$(RUNTIME)-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy model_repository.py repository_upkeep.py repository_commands.py digit_image.py training serving benchmarks deploy tests
+	$(BIN)/mypy model_repository.py repository_upkeep.py repository_commands.py digit_image.py image_file.py training serving benchmarks deploy tests
 	$(BIN)/lint-imports
 	@$(MAKE) --no-print-directory proto
 	git diff --exit-code -- serving/pb

@@ -1,4 +1,4 @@
-"""The digits.v1 service over grpcio: feedback in, quality out."""
+"""The digits.v1 service over grpcio: feedback in, quality out; `classify_rpcs` has the rest."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from google.protobuf.message import DecodeError
 
@@ -99,6 +100,23 @@ class _Call:
         )
 
 
+class Answering(Protocol):
+    """Serialised requests in, serialised answers out: what a transport needs to know of a service
+    that answers when it can."""
+
+    @property
+    def draining(self) -> bool:
+        """Streams that go on must begin nothing new."""
+
+    def submit(
+        self, message: bytes, deadline: float, respond: Respond, caller: CallerOf | None = None
+    ) -> Callable[[], None]:
+        """As InferenceService has it."""
+
+    def refuse_unread(self, message: bytes = b"", caller: CallerOf | None = None) -> Refusal:
+        """As InferenceService has it."""
+
+
 class InferenceService:
     """Answers inference requests for the models of a registry, and counts them.
 
@@ -159,16 +177,20 @@ class InferenceService:
             if self.draining
             else Overloaded("the server is overloaded", max(SHORTEST_RETRY, self._last_wait))
         )
-        return self.refuse(error, len(message), caller, replies.request_id(message))
+        return self.refuse(error, replies.request_id(message), len(message), caller)
 
     def refuse(
-        self, error: ServingError, size: int, caller: CallerOf | None = None, request_id: str = ""
+        self,
+        error: Exception,
+        request_id: str = "",
+        message_bytes: int = 0,
+        caller: CallerOf | None = None,
     ) -> Refusal:
-        """How to refuse what a transport could make no message of; counted. `size` is in bytes."""
-        refusal = replies.refusal(error, request_id, {})
-        self._metrics.refused(refusal.status, reason_of(error), size)
+        """How to refuse what never became a request to a model; counted."""
+        refusal = replies.refusal(error, request_id, {"request_id": request_id})
+        self._metrics.refused(refusal.status, reason_of(error), message_bytes)
         if self._observers:
-            call = _Call(_unheard, size, caller)
+            call = _Call(_unheard, message_bytes, caller)
             call.request_id = refusal.request_id
             self._tell(call, refusal)
         return refusal

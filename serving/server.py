@@ -23,6 +23,8 @@ from serving import health
 from serving import model as models
 from serving.addresses import address, check_free
 from serving.admin import Admin, ProcessAdmin
+from serving.classifier import Classifier
+from serving.classify_rpcs import ClassifyHandlers
 from serving.config import ServerConfig
 from serving.control import ModelControl
 from serving.counted_ids import CountedIds
@@ -129,6 +131,11 @@ class InferenceServer:
         anything = bool(self.registry.served) or self._config.model_control_mode == "explicit"
         return self._loaded.is_set() and anything and not self._stopping and self._group_ready()
 
+    @property
+    def receiving(self) -> bool:
+        """Calls were accepted that have not come as far as a model yet."""
+        return self._handlers.receiving or self._classify.receiving
+
     def listen(self) -> None:
         """Answer from now on; the port is known when this returns."""
         for name in (*READINESS, STARTUP, *{state.name for state in self.registry.index}):
@@ -184,7 +191,7 @@ class InferenceServer:
         else:
             self._grpc.stop(self._config.drain_timeout)
         # Open streams would hold gRPC's own wait to its end; only inference is worth waiting for.
-        while self._handlers.receiving and time.monotonic() < end:
+        while self.receiving and time.monotonic() < end:
             time.sleep(RECEIVED_WITHIN)
         self.wait_until_idle(max(0.0, end - time.monotonic()))
         self._grpc.stop(min(LAST_ANSWERS, self._config.drain_timeout)).wait()
@@ -262,14 +269,17 @@ class InferenceServer:
     def _services(self, servicer: InferenceServicer) -> Services:
         digits = DigitsServicer(self._feedback, self.registry, self._metrics, self._config)
         room = Room(self.service, self._config.room, self._lane)
+        classifier = Classifier(self.service, self.registry, self._config.max_batch_size)
         history = History(self._metrics.sums)
-        return Services(self._config, self.service, servicer, digits, room, history)
+        return Services(self._config, self.service, servicer, digits, room, classifier, history)
 
     def _add_services(self, services: Services) -> None:
         self._handlers = Handlers(self.service, handlers(services.v2), services.room)
         self._grpc.add_generic_rpc_handlers((self._handlers,))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         add_digits_service(self._grpc, services.digits)
+        self._classify = ClassifyHandlers(services.classifier, services.room)
+        self._grpc.add_generic_rpc_handlers((self._classify,))
         names = [SERVICE.full_name, DIGITS.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME]
         reflection.enable_server_reflection(names, self._grpc)
 

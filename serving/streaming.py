@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 
 from serving.calls import MethodHandler, at_most, caller_of, deadline_of
-from serving.inference import CallerOf, InferenceService
+from serving.inference import Answering, CallerOf
 from serving.pb import inference_pb2 as pb
 from serving.replies import Refusal, Reply
 from serving.room import Room
@@ -21,14 +21,23 @@ MAX_STREAMS = 128
 STREAM_WINDOW = 128
 
 
-def stream_handler(service: InferenceService, room: Room) -> MethodHandler:
-    """The handler of ModelStreamInfer: answers as they come, errors as messages of their own.
+class Spoken(NamedTuple):
+    """What a stream is called, and how it tells an outcome: as a serialised message."""
+
+    rpc: str
+    message: Callable[[Reply | Refusal], bytes]
+
+
+def stream_handler(service: Answering, room: Room, spoken: Spoken | None = None) -> MethodHandler:
+    """The handler of ModelStreamInfer, or of a stream that is `spoken` otherwise: answers as they
+    come, errors as messages of their own.
 
     Requests beyond the room are refused.
     """
+    way = spoken or Spoken("ModelStreamInfer", _stream_message)
 
     def answers(messages: Iterator[bytes], context: Any) -> Iterator[bytes]:
-        return _Stream(service, room, messages, context).answers()
+        return _Stream(service, room, way, messages, context).answers()
 
     return grpc.stream_stream_rpc_method_handler(at_most(MAX_STREAMS, answers, "stream"))
 
@@ -37,13 +46,19 @@ class _Stream:
     """One stream: a thread reads requests and submits them, the caller's takes the answers."""
 
     def __init__(
-        self, service: InferenceService, room: Room, messages: Iterator[bytes], context: Any
+        self,
+        service: Answering,
+        room: Room,
+        spoken: Spoken,
+        messages: Iterator[bytes],
+        context: Any,
     ) -> None:
         self._service = service
+        self._message = spoken.message
         self._room = room
         self._messages = messages
         self._deadline = deadline_of(context)
-        who = caller_of("ModelStreamInfer", context)  # one for all of the stream's requests
+        who = caller_of(spoken.rpc, context)  # one for all of the stream's requests
         self._caller: CallerOf = lambda: who
         self._answers: SimpleQueue[Reply | Refusal | None] = SimpleQueue()
         self._window = threading.Semaphore(STREAM_WINDOW)
@@ -63,7 +78,7 @@ class _Stream:
                 closed = True
                 continue
             answered += 1
-            yield _stream_message(outcome)
+            yield self._message(outcome)
             self._window.release()
 
     def _read(self) -> None:
@@ -117,7 +132,12 @@ def _stream_message(outcome: Reply | Refusal) -> bytes:
             error_message=outcome.details, infer_response=response
         ).SerializeToString()
     # Field 2, of bytes: what was serialised once need not be parsed for that.
-    return b"\x12" + _varint(len(outcome.message)) + outcome.message
+    return nested(2, outcome.message)
+
+
+def nested(field: int, message: bytes) -> bytes:
+    """A message that holds another, which is serialised already, as its field of that number."""
+    return bytes([field << 3 | 2]) + _varint(len(message)) + message
 
 
 def _varint(number: int) -> bytes:

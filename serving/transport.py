@@ -20,7 +20,7 @@ from grpc import _server as grpc_internals
 from serving.access import Timing
 from serving.calls import MethodHandler, caller_of, deadline_of
 from serving.config import ServerConfig
-from serving.inference import InferenceService
+from serving.inference import Answering, InferenceService
 from serving.receiving import ReceivingPool
 from serving.replies import Refusal, Reply
 from serving.room import Room
@@ -112,7 +112,7 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # none at run
         self._room = room
         self._pool = receiving_pool()
         self._infer = infer_handler(service, self._pool)
-        self._refuse = _refuse_handler(service)
+        self._refuse = refuse_handler(service)
         methods = {**others, "ModelStreamInfer": stream_handler(service, room)}
         self._others = {f"/{SERVICE.full_name}/{name}": each for name, each in methods.items()}
 
@@ -129,15 +129,18 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # none at run
         return bool(self._pool.running or self._pool.waiting)
 
 
-def receiving_pool() -> ReceivingPool:
-    """The threads that ModelInfer requests are received on."""
-    return ReceivingPool(RECEIVING_THREADS, MOST_RECEIVING_THREADS, "receive")
+def receiving_pool(name: str = "receive") -> ReceivingPool:
+    """The threads that requests are received on."""
+    return ReceivingPool(RECEIVING_THREADS, MOST_RECEIVING_THREADS, name)
 
 
 def infer_handler(
-    service: InferenceService, pool: ReceivingPool, finish: Finish | None = None
+    service: Answering,
+    pool: ReceivingPool,
+    finish: Finish | None = None,
+    rpc: str = "ModelInfer",
 ) -> MethodHandler:
-    """The handler of ModelInfer, bytes in and bytes out.
+    """The handler of ModelInfer, or of what is answered alike, bytes in and bytes out.
 
     To grpcio it streams its one answer: that is the kind of handler that may return before it has
     answered. On the wire there is no difference. `finish` sends the answer and ends the call; by
@@ -154,7 +157,7 @@ def infer_handler(
                 _refuse(context, outcome)
                 send(None)
 
-        caller = partial(caller_of, "ModelInfer", context)
+        caller = partial(caller_of, rpc, context)
         cancel = service.submit(message, deadline_of(context), respond, caller)
         if not context.add_callback(cancel):
             cancel()
@@ -162,11 +165,11 @@ def infer_handler(
     return grpc.unary_stream_rpc_method_handler(_non_blocking(infer, pool))
 
 
-def _refuse_handler(service: InferenceService) -> MethodHandler:
+def refuse_handler(service: Answering, rpc: str = "ModelInfer") -> MethodHandler:
     """Refuses a call without reading its request: to grpcio that is a stream, nobody asks for."""
 
     def refuse(messages: Iterator[bytes], context: Any, send: Send) -> None:
-        _refuse(context, service.refuse_unread(caller=partial(caller_of, "ModelInfer", context)))
+        _refuse(context, service.refuse_unread(caller=partial(caller_of, rpc, context)))
         send(None)
 
     return grpc.stream_stream_rpc_method_handler(_non_blocking(refuse, _Inline(1)))

@@ -228,12 +228,15 @@ def digits() -> Digits:
     return Digits(np.stack(images), (bunch.target[wanted] == 7).astype(np.int64))
 
 
-def save_classifier(path: Path, digits: Digits) -> None:
-    """A softmax over the distances to each class's mean digit, which is linear in the pixels."""
+def save_classifier(path: Path, digits: Digits, unseen: int = 0) -> None:
+    """A softmax over the distances to each class's mean digit, which is linear in the pixels; with
+    so many more classes, which nothing is."""
     flat = digits.images.reshape(len(digits.images), -1) / 255.0
     means = np.stack([flat[digits.classes == c].mean(axis=0) for c in (0, 1)])
     weights = (means.T * 2).astype(np.float32)  # (784, 2)
     bias = -(means**2).sum(axis=1).astype(np.float32)  # (2,)
+    weights = np.pad(weights, ((0, 0), (0, unseen)))
+    bias = np.pad(bias, (0, unseen), constant_values=-1e4)
     constants = {"weights": weights, "bias": bias, "scale": np.float32(255)}
     nodes = [
         helper.make_node("Cast", ["images"], ["pixels"], to=TensorProto.FLOAT),
@@ -248,7 +251,7 @@ def save_classifier(path: Path, digits: Digits) -> None:
         "classifier",
         [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", 28, 28])],
         [
-            helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", 2]),
+            helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", 2 + unseen]),
             helper.make_tensor_value_info("labels", TensorProto.INT64, ["N"]),
         ],
         [numpy_helper.from_array(np.asarray(v), name) for name, v in constants.items()],

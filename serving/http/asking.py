@@ -70,12 +70,15 @@ async def body(services: Services, request: Request, most: int = 0, instead: str
         raise HTTPException(400, "the body is not whole") from None
 
 
-async def ask(services: Services, request: Request, messages: Sequence[bytes]) -> list[Outcome]:
-    """Submit serialised ModelInferRequests, all at once; their outcomes, in their order.
+async def ask(
+    services: Services, request: Request, messages: Sequence[bytes], rpc: str = "ModelInfer"
+) -> list[Outcome]:
+    """Submit serialised ModelInferRequests, all at once; their outcomes, in their order. `rpc` is
+    what logs and traces call it.
 
     The body must have been read. Where the client goes away, what is not run yet is cancelled.
     """
-    asked = _Asked(services, functools.partial(caller_of, "ModelInfer", request))
+    asked = _Asked(services, functools.partial(caller_of, rpc, request))
     for message in messages:
         asked.submit(message)
     answered = asyncio.gather(*asked.outcomes)

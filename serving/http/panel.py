@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from model_repository import Manifest
+from serving.classify import takes_digits
 from serving.http import reports
 from serving.http.history import AGES, INTERVAL, Figures, Version
 from serving.http.services import Services
@@ -104,14 +104,6 @@ def _loaded(served: ServedModel) -> dict[str, Any]:
         "classes": manifest.labels,
         "takes_digits": takes_digits(manifest),
     }
-
-
-def takes_digits(manifest: Manifest) -> bool:
-    """It can be asked what digit an image is."""
-    inputs = [(each.name, each.datatype, each.shape) for each in manifest.inputs]
-    outputs = {each.name for each in manifest.outputs}
-    images = inputs == [("images", "UINT8", (-1, 28, 28))]
-    return images and "probabilities" in outputs and bool(manifest.labels)
 
 
 def _seen(version: Version, seen: list[Figures | None]) -> dict[str, Any]:

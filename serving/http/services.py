@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from serving.classifier import Classifier
 from serving.config import ServerConfig
 from serving.digits import DigitsServicer
 from serving.http.history import History
@@ -15,11 +16,13 @@ from serving.servicer import InferenceServicer
 @dataclass(frozen=True, slots=True)
 class Services:
     """`v2` and `digits` have a method for each unary RPC, of the request and the caller's peer;
-    what is inferred goes to `inference`, where there is `room`."""
+    what is inferred goes to `inference`, where there is `room`, and images to the threads and the
+    registry of `classifier`."""
 
     config: ServerConfig
     inference: InferenceService
     v2: InferenceServicer
     digits: DigitsServicer
     room: Room
+    classifier: Classifier
     history: History

@@ -161,7 +161,7 @@ class _V2:
     def _refused(self, request: Request, error: InvalidInput, size: int) -> Refused:
         """As what is malformed over gRPC: counted, and told to those who observe."""
         caller = partial(asking.caller_of, "ModelInfer", request)
-        return Refused(self._services.inference.refuse(error, size, caller))
+        return Refused(self._services.inference.refuse(error, "", size, caller))
 
 
 def _answer(reply: Reply, binary: binary_tensors.Wanted, encoding: str) -> Response:
