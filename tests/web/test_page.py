@@ -132,10 +132,17 @@ def expect_label(visit: Visit, digit: str, *models: str) -> None:
         expect(visit.model(name)).to_have_attribute("data-label", digit)
 
 
-def draw(visit: Visit, digit: str) -> None:
-    """By mouse, until both models have answered."""
+def draw(visit: Visit, digit: str, *models: str) -> None:
+    """By mouse, until models have answered, and what they said is told: nothing more comes."""
     by_mouse(visit, digit)
-    expect_label(visit, digit)
+    expect_label(visit, digit, *models)
+    expect(visit.page.locator("p#status")).to_contain_text(f"{TEN_DIGITS}: {digit}, ")
+
+
+def tell(visit: Visit, name: str, button: str) -> None:
+    """Click a button of a model's, until its feedback has been counted."""
+    visit.model(name).locator(button).click()
+    expect(visit.model(name)).to_have_attribute("data-feedback", "sent")
 
 
 def digit_of_holdout(label: str) -> NDArray[np.uint8]:
@@ -211,10 +218,9 @@ def test_the_ten_digit_model_comes_first_with_all_its_probabilities(visit: Visit
         answer = visit.answer(name)[1]
         article = visit.model(name)
         assert article.get_attribute("data-version") == answer["version"]
-        truths = [
-            each.get_attribute("data-truth") for each in article.locator("button.truth").all()
-        ]
-        assert truths == answer["classes"]
+        offered = article.locator("button.truth").all()
+        truths = [each.get_attribute("data-truth") for each in offered]
+        assert truths == [*answer["classes"], "other"]
         assert re.search(r"\d (ms|µs|s)\b", article.locator(".latency").inner_text())
 
 
@@ -279,45 +285,90 @@ def test_a_click_that_it_was_right_moves_the_counter_and_the_accuracy_beside_it(
     visit: Visit, served: Running
 ) -> None:
     draw(visit, "3")
-    counted, shown = labels(served.metrics_url), visit.page.locator("#quality").inner_text()
-    visit.model(TEN_DIGITS).locator("button.right").click()
-    expect(visit.page.locator("#quality")).not_to_have_text(shown)
-    expected = Counter({(TEN_DIGITS, "3", "3", "true"): 1})
-    assert labels(served.metrics_url) - counted == expected
+    counted, before = labels(served.metrics_url), quality(served, TEN_DIGITS)
+    tell(visit, TEN_DIGITS, "button.right")
+    assert labels(served.metrics_url) - counted == Counter({(TEN_DIGITS, "3", "3", "true"): 1})
+    after = quality(served, TEN_DIGITS)
+    assert after["correct_count"] == before["correct_count"] + 1
+    expect_accuracy(visit, TEN_DIGITS, after)
 
 
 def test_a_click_on_which_digit_it_was_moves_its_cell_of_the_confusion_matrix(
     visit: Visit, served: Running
 ) -> None:
     draw(visit, "7")
-    counted, shown = labels(served.metrics_url), visit.page.locator("#quality").inner_text()
-    right = quality(served, TEN_DIGITS)["correct_count"]
-    visit.model(TEN_DIGITS).locator('button.truth[data-truth="1"]').click()
-    expect(visit.page.locator("#quality")).not_to_have_text(shown)
-    expected = Counter({(TEN_DIGITS, "1", "7", "false"): 1})
+    counted, before = labels(served.metrics_url), quality(served, TEN_DIGITS)
+    tell(visit, TEN_DIGITS, 'button.truth[data-truth="1"]')
+    assert labels(served.metrics_url) - counted == Counter({(TEN_DIGITS, "1", "7", "false"): 1})
+    after = quality(served, TEN_DIGITS)
+    assert after["correct_count"] == before["correct_count"]
+    assert cells(after)["1", "7"] == cells(before)["1", "7"] + 1
+    expect_accuracy(visit, TEN_DIGITS, after)
+    for (truth, predicted), count in cells(after).items():
+        cell = f'#quality td[data-truth="{truth}"][data-predicted="{predicted}"]'
+        expect(visit.page.locator(cell)).to_have_text(str(count))
+
+
+def cells(told: dict[str, Any]) -> Counter[tuple[str, str]]:
+    """The confusion matrix: how often a truth was answered how."""
+    return Counter({(c["truth"], c["predicted"]): c["count"] for c in told["confusion"]})
+
+
+def expect_accuracy(visit: Visit, name: str, told: dict[str, Any]) -> None:
+    line = visit.page.locator(f'#quality [data-model="{name}"]')
+    expect(line).to_have_attribute("data-count", str(told["feedback_count"]))
+    shown = re.search(r"(\d+(?:\.\d)?)%", line.inner_text())
+    assert shown, line.inner_text()
+    assert float(shown[1]) == pytest.approx(100 * told["accuracy"]["value"], abs=0.11)
+
+
+def test_what_is_no_class_of_a_model_is_counted_as_other(visit: Visit, served: Running) -> None:
+    draw(visit, "3")
+    counted = labels(served.metrics_url)
+    tell(visit, THREES_OR_SEVENS, 'button.truth[data-truth="other"]')
+    expected = Counter({(THREES_OR_SEVENS, "other", "3", "false"): 1})
     assert labels(served.metrics_url) - counted == expected
-    assert quality(served, TEN_DIGITS)["correct_count"] == right
 
 
-def test_each_model_is_told_on_its_own(visit: Visit, served: Running) -> None:
+def test_each_model_is_told_once_of_each_picture(visit: Visit, served: Running) -> None:
     draw(visit, "7")
     counted = labels(served.metrics_url)
     for name in RESNETS:
-        visit.model(name).locator("button.right").click()
-        expect(visit.model(name).locator("button.right")).to_be_disabled()
-    expected = Counter({(name, "7", "7", "true"): 1 for name in RESNETS})
+        tell(visit, name, "button.right")
+        visit.model(name).locator("button.right").click(force=True)
+    draw(visit, "7")  # the same, twice as thick: another prediction
+    for name in RESNETS:
+        tell(visit, name, "button.right")
+    expected = Counter({(name, "7", "7", "true"): 2 for name in RESNETS})
     assert labels(served.metrics_url) - counted == expected
 
 
-def test_feedback_is_given_by_keyboard_alone(visit: Visit, served: Running) -> None:
-    draw(visit, "3")
-    counted, shown = labels(served.metrics_url), visit.page.locator("#quality").inner_text()
-    wanted = visit.model(THREES_OR_SEVENS).locator("button.right")
-    tab_to(visit, wanted)
+def test_drawing_and_feedback_need_no_pointer(visit: Visit, served: Running) -> None:
+    tab_to(visit, visit.pad())
+    by_keyboard(visit)
+    expect_label(visit, "7")
+    expect(visit.page.locator("p#status")).to_contain_text(f"{TEN_DIGITS}: 7, ")
+    counted = labels(served.metrics_url)
+    tab_to(visit, visit.model(THREES_OR_SEVENS).locator("button.right"))
     visit.page.keyboard.press("Enter")
-    expect(visit.page.locator("#quality")).not_to_have_text(shown)
-    expected = Counter({(THREES_OR_SEVENS, "3", "3", "true"): 1})
+    expect(visit.model(THREES_OR_SEVENS)).to_have_attribute("data-feedback", "sent")
+    expected = Counter({(THREES_OR_SEVENS, "7", "7", "true"): 1})
     assert labels(served.metrics_url) - counted == expected
+
+
+def by_keyboard(visit: Visit) -> None:
+    """A 7 by the pen that arrow keys move, in leaps with Shift, and aslant by two at a time."""
+    keyboard = visit.page.keyboard
+    for key, times in (("Shift+ArrowLeft", 2), ("Space", 1), ("Shift+ArrowRight", 4)):
+        for _ in range(times):
+            keyboard.press(key)
+    keyboard.down("ArrowDown")
+    for _ in range(9):
+        keyboard.press("ArrowLeft")
+    keyboard.up("ArrowDown")
+    for _ in range(10):
+        keyboard.press("ArrowDown")
+    keyboard.press("Space")
 
 
 def tab_to(visit: Visit, wanted: Locator) -> None:
@@ -343,8 +394,7 @@ def test_axe_finds_no_barrier_and_nothing_is_wider_than_the_screen(
         assert barriers(visit) == []
         assert sideways(visit) == 0
         draw(visit, "3")
-        visit.model(TEN_DIGITS).locator("button.right").click()
-        expect(visit.model(TEN_DIGITS).locator("button.right")).to_be_disabled()
+        tell(visit, TEN_DIGITS, "button.right")
         assert barriers(visit) == []
         assert sideways(visit) == 0
 
@@ -388,12 +438,12 @@ def test_what_is_drawn_while_the_server_is_gone_is_answered_when_it_is_back(
             expect_answered(visit, "classifier")
         visit.page.locator("button#clear").click()
         by_mouse(visit, "7")
-        expect(visit.page.locator("p#status")).to_contain_text("server")
+        expect(visit.page.locator("#server")).to_have_attribute("data-state", "away")
         port = first.server.http_port
         with running_server(linear, transport="auto", allow_http=True, http_port=port) as second:
             expect_answered(visit, "classifier")
-            visit.model("classifier").locator("button.right").click()
-            expect(visit.model("classifier").locator("button.right")).to_be_disabled()
+            expect(visit.page.locator("#server")).to_have_attribute("data-state", "ready")
+            tell(visit, "classifier", "button.right")
             assert labels(second.metrics_url).total() == 1
         visit.faults.clear()  # Chromium tells of each answer that never came
 
@@ -412,9 +462,9 @@ def test_a_model_that_is_not_served_is_shown_with_the_reason(
         running_server(linear, transport="auto", allow_http=True) as running,
         visiting(running.http_url) as visit,
     ):
-        panel = visit.page.locator("#models")
-        expect(panel).to_contain_text("broken")
-        expect(panel).to_contain_text("sha256")
+        shown = visit.page.locator('#models [data-name="broken"]')
+        expect(shown).to_contain_text("unavailable")
+        expect(shown).to_contain_text("sha256")
         by_mouse(visit, "3")
         expect_answered(visit, "classifier")
         expect(visit.model("broken")).to_have_count(0)
@@ -428,10 +478,8 @@ def test_two_workers_behind_tls_answer_and_count_as_one(
     with two_workers(certificate) as (url, metrics_url), launched(playwright, trust) as browser:
         for _ in range(4):  # of which each makes connections of its own
             with visit_to(browser, url) as visit:
-                by_mouse(visit, "3")
-                expect_label(visit, "3", TEN_DIGITS)
-                visit.model(TEN_DIGITS).locator("button.right").click()
-                expect(visit.model(TEN_DIGITS).locator("button.right")).to_be_disabled()
+                draw(visit, "3", TEN_DIGITS)
+                tell(visit, TEN_DIGITS, "button.right")
         assert labels(metrics_url) == Counter({(TEN_DIGITS, "3", "3", "true"): 4})
 
 
