@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from playwright.sync_api import Browser, Locator, Page, Playwright, Response
+from playwright.sync_api import Browser, Locator, Page, Playwright, Response, expect
 
 Point = tuple[float, float]
 Stroke = Sequence[Point]
@@ -82,6 +82,7 @@ class Visit:
     def __post_init__(self) -> None:
         page = self.page
         page.set_default_timeout(MILLISECONDS)
+        expect.set_options(timeout=MILLISECONDS)
         page.add_init_script(TELL_VIOLATIONS)
         page.on("request", lambda request: self.addresses.append(request.url))
         page.on("response", self._response)
@@ -107,6 +108,10 @@ class Visit:
     def model(self, name: str) -> Locator:
         """What is told of one."""
         return self.page.locator(f'article[data-model="{name}"]')
+
+    def expect_settled(self) -> None:
+        """Until the answers are those to all that was drawn, and not to its beginning."""
+        expect(self.page.locator("#answers")).to_have_attribute("aria-busy", "false")
 
     def answer(self, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
         """Of what is shown of a model: the server's answer, and the model's part of it."""

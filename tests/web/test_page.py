@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from browsing import MILLISECONDS, Draw, Visit, by_finger, by_mouse, by_pen, launched, on_pad
+from browsing import Draw, Visit, by_finger, by_mouse, by_pen, launched, on_pad
 from conftest import (
     PATIENCE,
     ROOT,
@@ -52,8 +52,6 @@ NARROW = {"width": 360, "height": 740}
 PHONE = {"viewport": NARROW, "device_scale_factor": 3, "is_mobile": True, "has_touch": True}
 
 Visiting = Callable[..., AbstractContextManager[Visit]]
-
-expect.set_options(timeout=MILLISECONDS)
 
 
 @pytest.fixture(scope="module")
@@ -133,10 +131,10 @@ def expect_label(visit: Visit, digit: str, *models: str) -> None:
 
 
 def draw(visit: Visit, digit: str, *models: str) -> None:
-    """By mouse, until models have answered, and what they said is told: nothing more comes."""
+    """By mouse, until models have answered to all of it."""
     by_mouse(visit, digit)
+    visit.expect_settled()
     expect_label(visit, digit, *models)
-    expect(visit.page.locator("p#status")).to_contain_text(f"{TEN_DIGITS}: {digit}, ")
 
 
 def tell(visit: Visit, name: str, button: str) -> None:
@@ -171,6 +169,7 @@ def photograph(digit: NDArray[np.uint8], format: str) -> bytes:
 @pytest.mark.parametrize("by", [by_mouse, by_pen], ids=["mouse", "pen"])
 def test_resnet18_knows_what_was_drawn(visit: Visit, by: Draw, digit: str) -> None:
     by(visit, digit)
+    visit.expect_settled()
     expect_label(visit, digit)
     for name in RESNETS:
         _, answer = visit.answer(name)
@@ -187,6 +186,7 @@ def test_resnet18_knows_what_was_drawn_by_a_finger_on_a_phone(
         pad.scroll_into_view_if_needed()
         before = pad.bounding_box()
         by_finger(visit, digit)
+        visit.expect_settled()
         expect_label(visit, digit)
         assert visit.answer(TEN_DIGITS)[1]["label"] == digit
         assert pad.bounding_box() == before, "drawing has moved the page"
@@ -346,6 +346,7 @@ def test_each_model_is_told_once_of_each_picture(visit: Visit, served: Running) 
 def test_drawing_and_feedback_need_no_pointer(visit: Visit, served: Running) -> None:
     tab_to(visit, visit.pad())
     by_keyboard(visit)
+    visit.expect_settled()
     expect_label(visit, "7")
     expect(visit.page.locator("p#status")).to_contain_text(f"{TEN_DIGITS}: 7, ")
     counted = labels(served.metrics_url)
@@ -411,6 +412,14 @@ def sideways(visit: Visit) -> int:
     return max(0, int(measured))
 
 
+def test_the_panel_shows_how_a_model_did_lately(visit: Visit) -> None:
+    draw(visit, "3")
+    row = visit.page.locator(f'#models [data-name="{TEN_DIGITS}"]')
+    expect(row).to_have_attribute("data-state", "ready")
+    expect(row).to_contain_text(re.compile(r"Batch size\s*\d"))
+    expect(row).to_contain_text(re.compile(r"p50 \d+(\.\d)? (µs|ms|s)"))
+
+
 def test_the_report_of_a_version_is_a_link_away(visit: Visit) -> None:
     link = visit.page.locator(f'#models a[href*="/{TEN_DIGITS}/versions/"]')
     answer = visit.page.goto(link.evaluate("link => link.href"))
@@ -441,6 +450,7 @@ def test_what_is_drawn_while_the_server_is_gone_is_answered_when_it_is_back(
         expect(visit.page.locator("#server")).to_have_attribute("data-state", "away")
         port = first.server.http_port
         with running_server(linear, transport="auto", allow_http=True, http_port=port) as second:
+            visit.expect_settled()
             expect_answered(visit, "classifier")
             expect(visit.page.locator("#server")).to_have_attribute("data-state", "ready")
             tell(visit, "classifier", "button.right")
