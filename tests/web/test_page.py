@@ -498,7 +498,7 @@ def two_workers(certificate: Path) -> Iterator[tuple[str, str]]:
     """Addresses of the page and of the metrics, once ResNet18 is served by both."""
     models = ("--model-repository", MODELS, "--load-model", TEN_DIGITS)
     files = ("--tls-certificate", certificate, "--tls-key", certificate.with_suffix(".key"))
-    how = ("--model-control-mode", "explicit", "--transport", "auto", "--workers", "2")
+    how = ("--model-control-mode", "explicit", "--precision", "fp32", "--workers", "2")
     with server_process(*map(str, (*models, *files, *how))) as process:
         process.wait_for("all 2 workers are ready")
         log = "".join(process.log)
