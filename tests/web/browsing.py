@@ -26,14 +26,14 @@ STROKES: dict[str, list[Stroke]] = {
     "3": [
         [
             *((0.30, 0.24), (0.38, 0.17), (0.50, 0.14), (0.62, 0.17), (0.69, 0.26)),
-            *((0.67, 0.37), (0.58, 0.45), (0.46, 0.48), (0.60, 0.51), (0.70, 0.60)),
+            *((0.67, 0.37), (0.58, 0.45), (0.40, 0.48), (0.60, 0.51), (0.70, 0.60)),
             *((0.72, 0.72), (0.63, 0.83), (0.49, 0.87), (0.36, 0.84), (0.28, 0.77)),
         ]
     ],
     "7": [[(0.28, 0.18), (0.72, 0.17), (0.62, 0.40), (0.53, 0.62), (0.46, 0.86)]],
 }
 # Of a stroke, what a hand moves between two events.
-STEP = 0.02
+STEP = 0.03
 # For what the page is to do at once, on a machine that is busy with something else.
 MILLISECONDS = 30_000
 
@@ -185,9 +185,19 @@ def on_pad(visit: Visit, digit: str) -> list[list[Point]]:
 
 
 def along(stroke: Stroke) -> Iterator[Point]:
-    """Points of a stroke, about STEP apart."""
+    """Points of a stroke, at most STEP apart."""
+    stroke = rounded(rounded(stroke))
     yield stroke[0]
     for (x0, y0), (x1, y1) in itertools.pairwise(stroke):
         steps = math.ceil(math.hypot(x1 - x0, y1 - y0) / STEP)
         for step in range(1, steps + 1):
             yield x0 + (x1 - x0) * step / steps, y0 + (y1 - y0) * step / steps
+
+
+def rounded(stroke: Stroke) -> Stroke:
+    """Without its corners, as no hand makes them (Chaikin's way to cut them)."""
+    cut = [stroke[0]]
+    for (x0, y0), (x1, y1) in itertools.pairwise(stroke):
+        cut.append((0.75 * x0 + 0.25 * x1, 0.75 * y0 + 0.25 * y1))
+        cut.append((0.25 * x0 + 0.75 * x1, 0.25 * y0 + 0.75 * y1))
+    return [*cut, stroke[-1]]

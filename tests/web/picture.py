@@ -29,7 +29,7 @@ SIZE = {"width": 1280, "height": 900}
 COLOURS = 128  # as few as nobody sees
 # What the drawn digits are, and what people say that they were.
 DRAWN = (("7", "7"), ("3", "3"), ("7", "1"), ("7", "7"), ("3", "8"), ("3", "3"))
-SECONDS_BEFORE = 45.0  # of others' requests, which the panel shows
+SECONDS_BEFORE = 60.0  # of others' requests, which the panel shows
 
 
 def main() -> int:
