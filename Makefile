@@ -15,6 +15,13 @@ INSTALL := $(PIP) install --quiet --constraint constraints.txt
 # Clients of other servers that must work with ours, each in its own environment.
 CLIENTS ?= tritonclient kserve reflection perf_analyzer
 INTEROP := .venv-interop
+# What the page and the REST API are tested with, each in its own environment, and its tests.
+WEB ?= playwright schemathesis
+WEB_VENVS := .venv-web
+WEB_TESTS_playwright := tests/web/test_page.py
+WEB_TESTS_schemathesis := tests/web/test_openapi.py
+# Playwright is imported by the tests themselves: nothing in it is also in ours.
+PLAYWRIGHT = $$(echo $(CURDIR)/$(WEB_VENVS)/playwright/lib/python*/site-packages)
 # What checks Dockerfiles, manifests and the compose file.
 DEPLOY := .venv-deploy
 
@@ -52,7 +59,7 @@ export IMAGE_TAG ?= $(VERSION)
 SBOM := build/sbom
 IMAGE_ARGUMENTS = --build-arg VERSION=$(VERSION) --build-arg REVISION=$(shell git rev-parse HEAD)
 
-.PHONY: demo observe test lane lane-test lane-asan lane-tsan lane-python lane-asan-python lane-fuzz interop images image-test sbom deploy-lint torchserve torchserve-archive parity torchserve-image compose-test kubernetes-test lint format proto constraints clean
+.PHONY: demo observe test lane lane-test lane-asan lane-tsan lane-python lane-asan-python lane-fuzz interop web-test web-models page-picture images image-test sbom deploy-lint torchserve torchserve-archive parity torchserve-image compose-test kubernetes-test lint format proto constraints clean
 
 demo: $(VENV)/.$(RUNTIME) $(VENV)/.lane
 	@$(BIN)/python -m deploy.demo $(if $(ONCE),--once)
@@ -62,7 +69,8 @@ observe: $(VENV)/.$(RUNTIME) $(VENV)/.lane
 	@$(BIN)/python -m deploy.observe $(if $(ONCE),--once)
 
 test: $(VENV)/.$(RUNTIME)-dev $(VENV)/.lane
-	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/interop --ignore=tests/deployment
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/interop --ignore=tests/web \
+	  --ignore=tests/deployment
 
 # The native lane, for this interpreter: fails where something that it needs is missing, and says what.
 # Here a warning is an error; where it is built by the way it is not, for the sake of compilers that
@@ -115,6 +123,22 @@ lane-fuzz:
 # may have several files of tests: test_kserve.py, test_kserve_http.py.
 interop: $(VENV)/.$(RUNTIME)-dev $(VENV)/.lane $(CLIENTS:%=$(INTEROP)/%/.done)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(CLIENTS:%=tests/interop/test_%*.py)
+
+# The page in a real browser, and the REST API as its OpenAPI document has it. Needs the package
+# index for what drives them, and Debian's chromium, or what CHROMIUM names; `make web-test
+# WEB=playwright` for one of the two.
+web-test: $(VENV)/.$(RUNTIME)-dev $(VENV)/.lane $(WEB:%=$(WEB_VENVS)/%/.done) $(if $(filter playwright,$(WEB)),web-models)
+	MODEL_REPOSITORY=$(MODEL_REPOSITORY) $(BIN)/python -m pytest -n 2 --dist loadfile \
+	  --override-ini "pythonpath=. $(PLAYWRIGHT)" $(foreach each,$(WEB),$(WEB_TESTS_$(each)))
+
+# What the page is tested with; models that are not there are trained.
+web-models: $(VENV)/.$(RUNTIME)
+	@$(BIN)/python -m deploy.train --model-repository $(MODEL_REPOSITORY) --models=resnet18 --ten-digits=resnet18 --keep=good
+
+# README's picture of the page, as somebody has drawn on it.
+page-picture: $(VENV)/.$(RUNTIME)-dev $(VENV)/.lane $(WEB_VENVS)/playwright/.done
+	@$(BIN)/python -m deploy.train --model-repository $(MODEL_REPOSITORY) --models=resnet18 --keep=good
+	PYTHONPATH=tests:tests/web:$(PLAYWRIGHT) $(BIN)/python -m picture --model-repository $(MODEL_REPOSITORY) docs/page.png
 
 # The published models in TorchServe, which is archived upstream: for those who have it.
 torchserve-archive: $(TORCHSERVE_VENV)/.done
@@ -188,7 +212,7 @@ constraints: $(VENV)/.$(RUNTIME)-dev
 	  >constraints.txt
 
 clean:
-	rm -rf $(VENV) $(INTEROP) $(DEPLOY) $(TORCHSERVE_VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache serving/lane/*.so
+	rm -rf $(VENV) $(INTEROP) $(WEB_VENVS) $(DEPLOY) $(TORCHSERVE_VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache serving/lane/*.so
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -215,6 +239,13 @@ $(VENV)/.lane: $(VENV)/.$(RUNTIME) $(LANE_SOURCES) $(if $(wildcard serving/lane/
 FORCE:
 
 $(INTEROP)/%/.done: tests/interop/requirements-%.txt
+	@echo "installing $* into $(@D) ..."
+	@rm -rf $(@D)
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --requirement $<
+	@touch $@
+
+$(WEB_VENVS)/%/.done: tests/web/requirements-%.txt
 	@echo "installing $* into $(@D) ..."
 	@rm -rf $(@D)
 	@$(PYTHON) -m venv $(@D)
