@@ -44,6 +44,10 @@ LANE_ASAN = $(LANE_CLANG) -B build/lane-asan -DLANE_FUZZ=ON -DLANE_SANITIZE=addr
 LANE_FUZZERS := $(patsubst tests/lane/fuzz_%.cpp,%,$(wildcard tests/lane/fuzz_*.cpp))
 LANE_JOBS := $(shell nproc)
 
+BANDIT_PATHS := $(wildcard *.py) training serving benchmarks deploy
+# What tests must not do either: exec, eval, unsafe YAML, mktemp, shells. They may assert, and pickle.
+BANDIT_TESTS := B102,B306,B307,B506,B602,B604,B605,B609
+
 # How an image is built: TAG CONTEXT OPTION... are added to this.
 BUILD_IMAGE ?= docker build --tag
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
@@ -169,6 +173,8 @@ lint: $(VENV)/.$(RUNTIME)-dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy model_repository.py repository_upkeep.py repository_commands.py digit_image.py training serving benchmarks deploy tests
 	$(BIN)/lint-imports
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive $(BANDIT_PATHS)
+	$(BIN)/bandit --quiet --tests $(BANDIT_TESTS) --recursive tests
 	@$(MAKE) --no-print-directory proto
 	git diff --exit-code -- serving/pb
 
