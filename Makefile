@@ -54,9 +54,10 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 # Of the images that are tested and looked into.
 export IMAGE_TAG ?= $(VERSION)
 SBOM := build/sbom
+LOCKED := build/locked
 IMAGE_ARGUMENTS = --build-arg VERSION=$(VERSION) --build-arg REVISION=$(shell git rev-parse HEAD)
 
-.PHONY: demo observe test lane lane-test lane-asan lane-tsan lane-python lane-asan-python lane-fuzz interop images image-test sbom deploy-lint torchserve torchserve-archive parity torchserve-image compose-test kubernetes-test lint format proto constraints clean
+.PHONY: demo observe test lane lane-test lane-asan lane-tsan lane-python lane-asan-python lane-fuzz interop images image-test sbom sbom-environment licences lock locked deploy-lint torchserve torchserve-archive parity torchserve-image compose-test kubernetes-test lint format proto constraints clean
 
 demo: $(VENV)/.$(RUNTIME) $(VENV)/.lane
 	@$(BIN)/python -m deploy.demo $(if $(ONCE),--once)
@@ -154,6 +155,27 @@ sbom: $(SBOM)/venv/.done
 	@for name in serving client training; do $(SBOM)/venv/bin/python -m deploy.sbom \
 	  digits-$$name:$(IMAGE_TAG) $(SBOM)/$$name.cdx.json || exit; done
 
+# The same of this environment, without docker.
+sbom-environment: $(SBOM)/venv/.done $(VENV)/.$(RUNTIME)
+	@$(SBOM)/venv/bin/python -m cyclonedx_py environment --spec-version 1.6 --output-reproducible \
+	  --pyproject pyproject.toml --output-file $(SBOM)/environment.cdx.json $(BIN)/python
+
+# Of each package that is pinned; a licence that is not allowed fails, here and in `make lint`.
+licences: $(VENV)/.$(RUNTIME)-dev
+	$(BIN)/python -m deploy.licences
+
+# The hashes of what the server and its client are made of, in deploy/locks/. Needs the package index.
+lock: $(VENV)/bin/python
+	$(BIN)/python -m deploy.lock
+
+# The server's packages by those hashes and no others, in an environment of their own.
+locked: $(VENV)/bin/python
+	@rm -rf $(LOCKED)
+	@$(PYTHON) -m venv $(LOCKED)
+	$(LOCKED)/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes --only-binary :all: \
+	  --requirement deploy/locks/serving.txt
+	@$(LOCKED)/bin/python -m pip --disable-pip-version-check check
+
 # The compose stack with those images. Needs Docker with Compose v2; MNIST_DIR, where it is set, is
 # what it is trained on.
 compose-test: $(VENV)/.$(RUNTIME)-dev
@@ -175,6 +197,7 @@ lint: $(VENV)/.$(RUNTIME)-dev
 	$(BIN)/lint-imports
 	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive $(BANDIT_PATHS)
 	$(BIN)/bandit --quiet --tests $(BANDIT_TESTS) --recursive tests
+	$(BIN)/python -m deploy.licences --check
 	@$(MAKE) --no-print-directory proto
 	git diff --exit-code -- serving/pb
 
