@@ -168,7 +168,8 @@ licences: $(VENV)/.$(RUNTIME)-dev
 lock: $(VENV)/bin/python
 	$(BIN)/python -m deploy.lock
 
-# The server's packages by those hashes and no others, in an environment of their own.
+# The server's packages by those hashes and no others, in an environment of their own. Needs Python
+# 3.11, as the images have it.
 locked: $(VENV)/bin/python
 	@rm -rf $(LOCKED)
 	@$(PYTHON) -m venv $(LOCKED)

@@ -69,10 +69,12 @@ def licence(package: Distribution) -> str:
 
 
 def is_allowed(expression: str) -> bool:
-    """Whether each part of an SPDX expression is allowed; of alternatives, one has to be."""
-    if not expression:
-        return False
-    either = [part.split(" AND ") for part in re.sub(r"[()]", "", expression).split(" OR ")]
+    """Whether each part of an SPDX expression is allowed; of alternatives, one has to be, unless they
+    are within parentheses: there, all have to be."""
+    if "(" in expression:
+        parts = re.split(r"[()]| AND | OR ", expression)
+        return all(part.strip() in ALLOWED for part in parts if part.strip())
+    either = [part.split(" AND ") for part in expression.split(" OR ")]
     return any(all(each.strip() in ALLOWED for each in every) for every in either)
 
 
