@@ -69,8 +69,8 @@ def licence(package: Distribution) -> str:
 
 
 def is_allowed(expression: str) -> bool:
-    """Whether each part of an SPDX expression is allowed; of alternatives, one has to be, unless they
-    are within parentheses: there, all have to be."""
+    """Whether each part of an SPDX expression is allowed; of alternatives, one has to be, or all
+    where there are parentheses."""
     if "(" in expression:
         parts = re.split(r"[()]| AND | OR ", expression)
         return all(part.strip() in ALLOWED for part in parts if part.strip())

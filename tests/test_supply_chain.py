@@ -1,4 +1,4 @@
-"""What we are built of: pinned, hashed, licensed; no finding of bandit is passed over in silence."""
+"""What we are built of: pinned, hashed, licensed; and what bandit finds is passed over by name."""
 
 from __future__ import annotations
 
