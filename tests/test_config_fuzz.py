@@ -46,7 +46,7 @@ ARGUMENTS = st.lists(
 ENVIRONMENTS = st.dictionaries(st.sampled_from(VARIABLES) | TEXT, VALUES, max_size=4)
 
 
-@settings(max_examples=700)
+@settings(max_examples=400)
 @given(argv=ARGUMENTS, environ=ENVIRONMENTS)
 @example(argv=[], environ={"DIGITS_OTLP_ENDPOINT": "http://[::1"})
 @example(argv=["--version-policy", "specific:" + "9" * 5000], environ={})
@@ -56,7 +56,7 @@ def test_any_flags_and_environment_are_a_configuration_or_exit_with_status_2(
     judge(argv, environ)
 
 
-@settings(max_examples=700)
+@settings(max_examples=400)
 @given(given=st.tuples(st.sampled_from(OPTIONS), VALUES))
 def test_any_value_of_any_option_is_within_its_bounds_or_refused_by_name(
     given: tuple[dataclasses.Field[object], str],
