@@ -51,15 +51,20 @@ LANE_ASAN = $(LANE_CLANG) -B build/lane-asan -DLANE_FUZZ=ON -DLANE_SANITIZE=addr
 LANE_FUZZERS := $(patsubst tests/lane/fuzz_%.cpp,%,$(wildcard tests/lane/fuzz_*.cpp))
 LANE_JOBS := $(shell nproc)
 
+BANDIT_PATHS := $(wildcard *.py) training serving benchmarks deploy
+# What tests must not do either: exec, eval, unsafe YAML, mktemp, shells. They may assert, and pickle.
+BANDIT_TESTS := B102,B306,B307,B506,B602,B604,B605,B609
+
 # How an image is built: TAG CONTEXT OPTION... are added to this.
 BUILD_IMAGE ?= docker build --tag
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 # Of the images that are tested and looked into.
 export IMAGE_TAG ?= $(VERSION)
 SBOM := build/sbom
+LOCKED := build/locked
 IMAGE_ARGUMENTS = --build-arg VERSION=$(VERSION) --build-arg REVISION=$(shell git rev-parse HEAD)
 
-.PHONY: demo observe test lane lane-test lane-asan lane-tsan lane-python lane-asan-python lane-fuzz interop web-test web-models page-picture images image-test sbom deploy-lint torchserve torchserve-archive parity torchserve-image compose-test kubernetes-test lint format proto constraints clean
+.PHONY: demo observe test lane lane-test lane-asan lane-tsan lane-python lane-asan-python lane-fuzz interop web-test web-models page-picture chaos images image-test sbom sbom-environment licences lock locked deploy-lint torchserve torchserve-archive parity torchserve-image compose-test kubernetes-test lint format proto constraints clean
 
 demo: $(VENV)/.$(RUNTIME) $(VENV)/.lane
 	@$(BIN)/python -m deploy.demo $(if $(ONCE),--once)
@@ -175,6 +180,28 @@ sbom: $(SBOM)/venv/.done
 	@for name in serving client training; do $(SBOM)/venv/bin/python -m deploy.sbom \
 	  digits-$$name:$(IMAGE_TAG) $(SBOM)/$$name.cdx.json || exit; done
 
+# The same of this environment, without docker.
+sbom-environment: $(SBOM)/venv/.done $(VENV)/.$(RUNTIME)
+	@$(SBOM)/venv/bin/python -m cyclonedx_py environment --spec-version 1.6 --output-reproducible \
+	  --pyproject pyproject.toml --output-file $(SBOM)/environment.cdx.json $(BIN)/python
+
+# Of each package that is pinned; a licence that is not allowed fails, here and in `make lint`.
+licences: $(VENV)/.$(RUNTIME)-dev
+	$(BIN)/python -m deploy.licences
+
+# The hashes of what the server and its client are made of, in deploy/locks/. Needs the package index.
+lock: $(VENV)/bin/python
+	$(BIN)/python -m deploy.lock
+
+# The server's packages by those hashes and no others, in an environment of their own. Needs Python
+# 3.11, as the images have it.
+locked: $(VENV)/bin/python
+	@rm -rf $(LOCKED)
+	@$(PYTHON) -m venv $(LOCKED)
+	$(LOCKED)/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes --only-binary :all: \
+	  --requirement deploy/locks/serving.txt
+	@$(LOCKED)/bin/python -m pip --disable-pip-version-check check
+
 # The compose stack with those images. Needs Docker with Compose v2; MNIST_DIR, where it is set, is
 # what it is trained on.
 compose-test: $(VENV)/.$(RUNTIME)-dev
@@ -194,6 +221,9 @@ lint: $(VENV)/.$(RUNTIME)-dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy model_repository.py repository_upkeep.py repository_commands.py digit_image.py image_file.py training serving benchmarks deploy tests
 	$(BIN)/lint-imports
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive $(BANDIT_PATHS)
+	$(BIN)/bandit --quiet --tests $(BANDIT_TESTS) --recursive tests
+	$(BIN)/python -m deploy.licences --check
 	@$(MAKE) --no-print-directory proto
 	git diff --exit-code -- serving/pb
 

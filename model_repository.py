@@ -18,6 +18,7 @@ import math
 import os
 import re
 import shutil
+import stat
 import sys
 import tempfile
 import types
@@ -44,6 +45,18 @@ INK_EDGES = (
     *(0.025, 0.05, 0.075, 0.1, 0.125, 0.15, 0.175, 0.2, 0.225, 0.25, 0.3, 0.35, 0.4, 0.5),
     *(0.6, 0.7, 0.8, 0.9),
 )
+
+# Those of the V2 protocol that a tensor may have here.
+DATATYPES = (
+    *("BOOL", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64"),
+    *("FP16", "FP32", "FP64", "BYTES"),
+)
+
+# What no honest manifest comes near; what is beyond it, a reader could be stalled or filled with.
+MAX_MANIFEST_BYTES = 4 << 20
+MAX_INTEGER = 2**63 - 1  # the widest that ONNX and protobuf have
+MAX_DIMENSIONS = 64  # NumPy's
+MAX_ROW_ELEMENTS = 2**31 - 1  # no message holds more bytes
 
 # Services of grpc.health.v1 beside the models.
 RESERVED_NAMES = ("readiness", "liveness", "startup")
@@ -185,11 +198,12 @@ def read_manifest(directory: Path) -> Manifest:
     """The validated manifest of a version directory; RepositoryError names what is wrong."""
     path = directory / MANIFEST
     try:
-        data = json.loads(path.read_bytes())
+        data = json.loads(_read_small(path))
     except FileNotFoundError:
         raise RepositoryError(f"{path}: no manifest") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise RepositoryError(f"{path}: unreadable manifest: {error}") from None
+        why = getattr(error, "strerror", None) or error
+        raise RepositoryError(f"{path}: unreadable manifest: {why}") from None
     try:
         manifest = _decode(Manifest, data, "manifest")
         assert isinstance(manifest, Manifest)
@@ -197,6 +211,29 @@ def read_manifest(directory: Path) -> Manifest:
     except ValueError as error:
         raise RepositoryError(f"{path}: {error}") from None
     return manifest
+
+
+def _read_small(path: Path) -> bytes:
+    """A regular file's content; a link could make the reader tell what is in another's file."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError("not a regular file")
+        content = stream.read(MAX_MANIFEST_BYTES + 1)
+    if len(content) > MAX_MANIFEST_BYTES:
+        raise ValueError(f"larger than {MAX_MANIFEST_BYTES} bytes")
+    return content
+
+
+def require_inside(repository: Path, directory: Path) -> None:
+    """Raise RepositoryError where links lead from a version's path to outside the repository."""
+    try:
+        found = directory.resolve(strict=True)
+        inside = found.is_relative_to(repository.resolve(strict=True))
+    except (OSError, RuntimeError) as error:  # which a loop of links was before Python 3.13
+        raise RepositoryError(f"{directory}: cannot be followed: {error}") from None
+    if not inside:
+        raise RepositoryError(f"{directory}: is a link that leads out of the repository")
 
 
 def model_names(repository: Path) -> list[str]:
@@ -221,11 +258,14 @@ def versions(model_directory: Path) -> list[int]:
 
 
 def _has_manifest(directory: Path) -> bool:
-    """One that cannot be looked into is not passed over: who reads the manifest will say why."""
+    """Whatever it is, or where it cannot be looked for: who reads the manifest will say why."""
     try:
-        return (directory / MANIFEST).is_file()
+        (directory / MANIFEST).lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
     except OSError:
-        return True
+        pass
+    return True
 
 
 def numbered(model_directory: Path, prefix: str) -> list[int]:
@@ -341,8 +381,9 @@ def _take_number(
     directory: Path, model_directory: Path, draft: Draft, files: dict[str, str]
 ) -> Path:
     """Rename onto the next number; one that a writer without the lock took is passed over."""
-    taken = (_NUMBERED.match(entry.name) for entry in model_directory.iterdir())
-    version = max((int(match[2]) for match in taken if match), default=0) + 1
+    matches = (_NUMBERED.match(entry.name) for entry in model_directory.iterdir())
+    taken = (int(match[2]) for match in matches if match)
+    version = max((number for number in taken if number < MAX_INTEGER), default=0) + 1
     while True:
         _write_manifest(directory, _manifest(draft, version, files))
         target = model_directory / str(version)
@@ -395,7 +436,7 @@ def fsync(path: Path) -> None:
 def _validate(manifest: Manifest) -> None:
     if manifest.format_version > FORMAT_VERSION:
         raise ValueError(f"format_version {manifest.format_version} is newer than {FORMAT_VERSION}")
-    if not _NAME.match(manifest.name) or manifest.version < 1:
+    if not _NAME.match(manifest.name) or not 1 <= manifest.version <= MAX_INTEGER:
         raise ValueError(f"bad name or version: {manifest.name!r} {manifest.version}")
     for name in manifest.files:
         if not _NAME.match(name):
@@ -405,9 +446,32 @@ def _validate(manifest: Manifest) -> None:
             raise ValueError(f"variants: {variant.file!r} is not in files with the same sha256")
     if not manifest.inputs or not manifest.outputs or not manifest.variants:
         raise ValueError("inputs, outputs and variants must not be empty")
+    _validate_tensors(manifest.inputs, "inputs")
+    _validate_tensors(manifest.outputs, "outputs")
+    _validate_share(manifest.accuracy, "accuracy")
+    for variant in manifest.variants:
+        _validate_share(variant.accuracy, "accuracy")
+        _validate_share(variant.holdout_accuracy, "holdout_accuracy")
     for quality in (manifest.quality, *(variant.quality for variant in manifest.variants)):
         if quality:
             _validate_quality(quality, manifest.labels)
+
+
+def _validate_tensors(specs: tuple[TensorSpec, ...], where: str) -> None:
+    if len({spec.name for spec in specs}) < len(specs):
+        raise ValueError(f"{where}: two have the same name")
+    for index, spec in enumerate(specs):
+        if spec.datatype not in DATATYPES:
+            raise ValueError(f"{where}[{index}].datatype is {spec.datatype[:60]!r}, none of ours")
+        if len(spec.shape) > MAX_DIMENSIONS or min(spec.shape, default=0) < -1:
+            raise ValueError(f"{where}[{index}].shape: up to {MAX_DIMENSIONS} sizes, -1 or more")
+        if math.prod(size for size in spec.shape if size >= 0) > MAX_ROW_ELEMENTS:
+            raise ValueError(f"{where}[{index}].shape: no message could hold one such row")
+
+
+def _validate_share(share: float | None, where: str) -> None:
+    if share is not None and not 0 <= share <= 1:
+        raise ValueError(f"{where} is {share}, not from 0 to 1")
 
 
 def _validate_quality(quality: Quality, labels: tuple[str, ...]) -> None:
@@ -452,12 +516,43 @@ def _decode(kind: typing.Any, value: object, where: str) -> object:
         return tuple(_decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(items))
     if origin is dict:
         pairs = _expect(dict, value, where)
-        return {str(key): _decode(arguments[1], pairs[key], f"{where}.{key}") for key in pairs}
+        return {
+            _text(key, where): _decode(arguments[1], item, f"{where}[{_shown(key)}]")
+            for key, item in pairs.items()
+        }
     if kind is object:
         return value
     if kind is float:
-        return float(_expect((int, float), value, where))
-    return _expect(kind, value, where)
+        return _float(_expect((int, float), value, where), where)
+    if kind is str:
+        return _text(_expect(str, value, where), where)
+    number = _expect(kind, value, where)
+    if abs(number) > MAX_INTEGER:
+        raise ValueError(f"{where} is {_shown(number)}, beyond 64 bits")
+    return number
+
+
+def _float(value: float, where: str) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{where} is {_shown(value)}, too large a number") from None
+
+
+def _text(value: str, where: str) -> str:
+    """JSON can hold halves of characters, which no message and no log could."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{where} is {_shown(value)}, not Unicode") from None
+    return value
+
+
+def _shown(value: object) -> str:
+    """The beginning of a JSON value, escaped; of what may be deep or long, what it is."""
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else "a list"
+    return json.dumps(value)[:60]
 
 
 def _decode_dataclass(kind: typing.Any, value: object, where: str) -> object:
@@ -475,7 +570,7 @@ def _decode_dataclass(kind: typing.Any, value: object, where: str) -> object:
 
 def _expect(kind: typing.Any, value: object, where: str) -> typing.Any:
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise ValueError(f"{where} is {json.dumps(value)[:60]}, not {_kind_name(kind)}")
+        raise ValueError(f"{where} is {_shown(value)}, not {_kind_name(kind)}")
     return value
 
 

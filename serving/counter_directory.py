@@ -34,7 +34,8 @@ from serving.processes import Process
 
 RETIRED_FILE = f"retired{SUFFIX}"
 _PREFIX = "digits-counters-"
-_MEMORY = Path("/dev/shm")
+# Directories are made there by mkdtemp: of a name that none can foresee, for this user only.
+_MEMORY = Path("/dev/shm")  # nosec B108
 _OWNER = "owner.lock"
 _LOCK = "fold.lock"
 _ABSORBED = "absorbed"

@@ -25,8 +25,9 @@ from serving.options import parse
 
 # Of a certificate's names, those that a server can be called by.
 _NAMES = ("DNS", "IP Address")
-# Every interface is also this machine's own.
-_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1", "[::]": "::1"}
+# Every interface is also this machine's own: nothing is bound to any of them here.
+_ANY = "0.0.0.0"  # nosec B104
+_LOOPBACK = {_ANY: "127.0.0.1", "::": "::1", "[::]": "::1"}
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:

@@ -6,10 +6,10 @@ Owns how `holdout.npz` is read and judged: arrays named as the inputs, and `labe
 from __future__ import annotations
 
 import math
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ SAMPLING_ERRORS = 3.0
 # Of a holdout, what stays in memory to be replayed while the version is served.
 KEPT_ROWS = 1000
 KEPT_BYTES = 64 << 20
+MAX_UNPACKED = 1 << 30  # bytes; a small archive can hold a thousand times its size
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +63,34 @@ def read(directory: Path, manifest: Manifest) -> Holdout | None:
     path = directory / HOLDOUT
     with verified(directory, HOLDOUT, manifest.files[HOLDOUT]) as copy:
         try:
-            with np.load(copy, allow_pickle=False) as arrays:
-                found = {name: arrays[name] for name in arrays.files}
-        except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+            found = _arrays(copy, {LABELS, *(spec.name for spec in manifest.inputs)})
+        except (
+            Exception
+        ) as error:  # those of zip, of what packs it, and NumPy's have no common class
             raise ModelLoadError(f"{path}: unreadable: {first_line(error)}", "holdout") from None
     if LABELS not in found or any(spec.name == LABELS for spec in manifest.inputs):
         return None
-    labels = found.pop(LABELS)
+    labels: NDArray[Any] = found.pop(LABELS)
     inputs = {spec.name: found[spec.name] for spec in manifest.inputs if spec.name in found}
     if fault := _fault(manifest, inputs, labels):
         raise ModelLoadError(f"{path}: {fault}", "holdout")
     return Holdout(inputs, labels)
+
+
+def _arrays(file: BinaryIO, names: set[str]) -> Tensors:
+    """Those of the archive's arrays that have such names."""
+    archive = np.load(file, allow_pickle=False)
+    if isinstance(archive, np.ndarray):
+        raise ValueError("it is a single array")
+    with archive:
+        unpacked = sum(member.file_size for member in archive.zip.infolist())
+        if unpacked > MAX_UNPACKED:
+            raise ValueError(f"it unpacks to {unpacked} bytes, more than {MAX_UNPACKED}")
+        found = {name: archive[name] for name in archive.files if name in names}
+    for name, array in found.items():
+        if not isinstance(array, np.ndarray):  # a member that does not begin as arrays do
+            raise ValueError(f"{name!r} is not an array")
+    return found
 
 
 def promised(variant: Variant) -> float | None:

@@ -14,6 +14,7 @@ from model_repository import RepositoryError, read_manifest
 from serving.errors import LoadFailure, ModelLoadError
 from serving.metrics import Metrics
 from serving.registry import ModelRegistry, ServedModel, State
+from serving.session import printable
 
 Load = Callable[[Path], ServedModel]
 # Of a version's files: name, size, and the times of the last change of content and of attributes.
@@ -100,7 +101,11 @@ class Lifecycle:
 
     def _refuse(self, name: str, version: int, error: Exception) -> None:
         expected = isinstance(error, RepositoryError | ModelLoadError)
-        reason = str(error) if expected else f"{type(error).__name__}; the server's log says more"
+        reason = (
+            printable(str(error))
+            if expected
+            else f"{type(error).__name__}; the server's log says more"
+        )
         traceback = None if expected else error
         log.error(
             "model %s version %d is not served: %s", name, version, reason, exc_info=traceback

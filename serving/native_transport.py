@@ -220,7 +220,9 @@ def listeners(host: str, port: int, *, shared: bool) -> list[socket.socket]:
 
 
 def _addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[str, ...]]]:
-    if host in ("0.0.0.0", "::") and socket.has_dualstack_ipv6():
+    # Only where the operator asked for it: by default --host is 127.0.0.1.
+    any_ipv4 = "0.0.0.0"  # nosec B104
+    if host in (any_ipv4, "::") and socket.has_dualstack_ipv6():
         return [(socket.AF_INET6, ("::", port))]  # type: ignore[list-item]
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys((family, where) for family, _, _, _, where in found))  # type: ignore[misc]

@@ -80,9 +80,10 @@ class Prober:
             self._thread.join()
 
     def _run(self) -> None:
-        # Workers, and replicas, that start together shall not probe together.
+        # Workers, and replicas, that start together shall not probe together; whoever guesses when
+        # they do has won nothing.
         due = (
-            time.monotonic() + self._interval * random.uniform(0.5, 1)
+            time.monotonic() + self._interval * random.uniform(0.5, 1)  # nosec B311
             if self._interval
             else math.inf
         )

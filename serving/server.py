@@ -233,6 +233,7 @@ class InferenceServer:
         )
 
     def _load(self, directory: Path) -> ServedModel:
+        model_repository.require_inside(self._config.model_repository, directory)
         manifest = model_repository.read_manifest(directory)
         name, number = directory.parent.name, directory.name
         if (manifest.name, str(manifest.version)) != (name, number):

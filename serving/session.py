@@ -26,6 +26,8 @@ from serving.errors import ModelLoadError
 Tensors = dict[str, NDArray[np.generic]]
 
 CHUNK = 1 << 20  # bytes; other threads run between two of them
+MAX_BYTES = 2**31  # of one file: protobuf, and so ONNX, has no larger message
+MESSAGE = 2000  # characters of what ONNX Runtime says; whoever wrote the file chose some of them
 
 # ONNX Runtime's type → V2's.
 TYPES: dict[str, str] = {
@@ -62,8 +64,11 @@ def open_session(
             "see ONNX Runtime's message above",
             "session",
         )
-    _check_signature(path, "input", session.get_inputs(), manifest.inputs)
-    _check_signature(path, "output", session.get_outputs(), manifest.outputs)
+    try:
+        _check_signature(path, "input", session.get_inputs(), manifest.inputs)
+        _check_signature(path, "output", session.get_outputs(), manifest.outputs)
+    except UnicodeDecodeError:
+        raise ModelLoadError(f"{path}: a tensor's name is not UTF-8", "signature") from None
     return session
 
 
@@ -76,7 +81,7 @@ def verified(directory: Path, name: str, sha256: str) -> Iterator[BinaryIO]:
     path = directory / name
     if Path(name).name != name:
         raise ModelLoadError(f"{path}: is not a file of this version", "manifest")
-    with os.fdopen(os.memfd_create(name), "w+b") as copy:
+    with os.fdopen(os.memfd_create("model"), "w+b") as copy:
         try:
             actual = _copy(path, copy)
         except OSError as error:
@@ -92,7 +97,15 @@ def verified(directory: Path, name: str, sha256: str) -> Iterator[BinaryIO]:
 
 def first_line(error: Exception) -> str:
     """The first line of an error's message, or its class."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    return printable(next(iter(str(error).splitlines()), type(error).__name__))
+
+
+def printable(text: str) -> str:
+    """A text that others wrote, so that no log, terminal or message is upset by it, nor filled."""
+    shown = text if len(text) <= MESSAGE else f"{text[:MESSAGE]}..."
+    if shown.isprintable():
+        return shown
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown)
 
 
 def _copy(path: Path, target: io.BufferedIOBase) -> str:
@@ -100,9 +113,13 @@ def _copy(path: Path, target: io.BufferedIOBase) -> str:
     digest = hashlib.sha256()
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb", buffering=0) as source:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        found, left = os.fstat(descriptor), MAX_BYTES
+        if not stat.S_ISREG(found.st_mode):
             raise OSError(None, "not a regular file")
         while chunk := source.read(CHUNK):
+            left -= len(chunk)
+            if left < 0 or found.st_size > MAX_BYTES:
+                raise OSError(None, f"larger than {MAX_BYTES} bytes")
             digest.update(chunk)
             target.write(chunk)
     return digest.hexdigest()

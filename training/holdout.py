@@ -6,8 +6,6 @@ and optionally `labels`, INT64 (N,), the index of each row's true class.
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from training.onnx_file import DTYPES, Array, Arrays, OnnxError, Runnable, fits
 
 TRUTH = "labels"  # the array of true classes, and the output that predicts them
 ROWS = 64  # in one run, where the model leaves the number open
+MAX_UNPACKED = 1 << 30  # bytes, as much as a server reads
 
 _PREDICTION = TensorSpec(TRUTH, "INT64", (-1,))
 
@@ -73,8 +72,15 @@ def _read_arrays(path: Path) -> Arrays:
             archive = np.load(stream, allow_pickle=False)
             if isinstance(archive, np.ndarray):
                 raise ValueError("it is a single array")
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            unpacked = sum(member.file_size for member in archive.zip.infolist())
+            if unpacked > MAX_UNPACKED:
+                raise ValueError(f"it unpacks to {unpacked} bytes, more than {MAX_UNPACKED}")
+            found = {name: archive[name] for name in archive.files}
+        for name, array in found.items():
+            if not isinstance(array, np.ndarray):  # a member that does not begin as arrays do
+                raise ValueError(f"{name!r} is not an array")
+        return found
+    except Exception as error:  # those of zip, of what packs it, and NumPy's have no common class
         reason = getattr(error, "strerror", None) or str(error).split(".")[0]
         raise DataError(f"cannot be read as an .npz of plain arrays: {reason}") from None
 

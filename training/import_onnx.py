@@ -81,7 +81,7 @@ def _prove(path: Path | None, directory: Path, runnable: Runnable, classes: int)
         shutil.copyfile(path, directory / HOLDOUT)
         return measure(directory / HOLDOUT, runnable, classes)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
 

@@ -54,8 +54,8 @@ def first_answering(published: Published, timeout: float) -> str | None:
 
 def _ask(mirror: str, url: str, timeout: float, answers: queue.SimpleQueue[str | None]) -> None:
     request = urllib.request.Request(url, method="HEAD")
-    try:
-        with urllib.request.urlopen(request, timeout=timeout):
+    try:  # mirrors are constants, of https
+        with urllib.request.urlopen(request, timeout=timeout):  # nosec B310
             answers.put(mirror)
     except urllib.error.HTTPError as fault:
         fault.close()

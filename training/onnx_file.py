@@ -6,6 +6,7 @@ that ONNX Runtime answers. Knows nothing of labels, holdouts or the repository.
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,8 +72,11 @@ class Runnable:
 def read_model(path: Path) -> onnx.ModelProto:
     """The model with all its weights inside, valid, every output's shape declared; OnnxError."""
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise _too_large(path.stat().st_size)
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise OnnxError("is not a regular file")
+        if found.st_size > MAX_BYTES:
+            raise _too_large(found.st_size)
         model = onnx.load_model(path, format="protobuf", load_external_data=False)
         if not model.HasField("graph"):
             raise OnnxError("is not an ONNX model")

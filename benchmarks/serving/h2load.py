@@ -68,9 +68,10 @@ class Report:
 
 def require_h2load() -> str:
     """h2load's version; LoadFailed where there is none."""
-    if not shutil.which("h2load"):
+    found = shutil.which("h2load")
+    if not found:
         raise LoadFailed("h2load is missing; Debian has it in the package nghttp2-client")
-    shown = subprocess.run(["h2load", "--version"], check=True, capture_output=True, text=True)
+    shown = subprocess.run([found, "--version"], check=True, capture_output=True, text=True)
     return shown.stdout.strip().removeprefix("h2load ")
 
 

@@ -148,9 +148,10 @@ def python_includes() -> list[str]:
 
 def has_cmake() -> bool:
     """Whether there is a CMake that is new enough."""
-    if shutil.which("cmake") is None:
+    cmake = shutil.which("cmake")
+    if cmake is None:
         return False
-    said = subprocess.run(["cmake", "--version"], capture_output=True, text=True).stdout
+    said = subprocess.run([cmake, "--version"], capture_output=True, text=True).stdout
     found = re.search(r"(\d+)\.(\d+)", said)
     return found is not None and (int(found[1]), int(found[2])) >= CMAKE
 
