@@ -52,7 +52,7 @@ export IMAGE_TAG ?= $(VERSION)
 SBOM := build/sbom
 IMAGE_ARGUMENTS = --build-arg VERSION=$(VERSION) --build-arg REVISION=$(shell git rev-parse HEAD)
 
-.PHONY: demo observe test lane lane-test lane-asan lane-tsan lane-python lane-asan-python lane-fuzz interop images image-test sbom deploy-lint torchserve torchserve-archive parity torchserve-image compose-test kubernetes-test lint format proto constraints clean
+.PHONY: demo observe test lane lane-test lane-asan lane-tsan lane-python lane-asan-python lane-fuzz interop chaos images image-test sbom deploy-lint torchserve torchserve-archive parity torchserve-image compose-test kubernetes-test lint format proto constraints clean
 
 demo: $(VENV)/.$(RUNTIME) $(VENV)/.lane
 	@$(BIN)/python -m deploy.demo $(if $(ONCE),--once)
@@ -110,6 +110,12 @@ lane-fuzz:
 	    -timeout=10 -rss_limit_mb=1024 -artifact_prefix=build/lane-fuzz/$$each- -print_final_stats=1 >$$log 2>&1 || \
 	    { cat $$log; exit 1; }; \
 	  sed -n "s/^stat::number_of_executed_units: */fuzz_$$each: executions: /p" $$log; done
+
+# Faults under steady load, for five minutes: kills, restarts, swaps, a full disk (as root, who may
+# mount one), clock jumps (Debian: libfaketime). The seed decides which come when.
+SEED ?= 0
+chaos: $(VENV)/.$(RUNTIME) $(VENV)/.lane
+	$(BIN)/python -m benchmarks.chaos --seed $(SEED) $(if $(SECONDS_OF_CHAOS),--seconds $(SECONDS_OF_CHAOS))
 
 # Needs the package index for the clients; `make interop CLIENTS=reflection` for one of them.
 interop: $(VENV)/.$(RUNTIME)-dev $(VENV)/.lane $(CLIENTS:%=$(INTEROP)/%/.done)
