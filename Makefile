@@ -124,6 +124,12 @@ lane-fuzz:
 	    { cat $$log; exit 1; }; \
 	  sed -n "s/^stat::number_of_executed_units: */fuzz_$$each: executions: /p" $$log; done
 
+# Faults under steady load, for five minutes: kills, restarts, swaps, a full disk (as root, who may
+# mount one), clock jumps (Debian: libfaketime). The seed decides which come when.
+SEED ?= 0
+chaos: $(VENV)/.$(RUNTIME) $(VENV)/.lane
+	$(BIN)/python -m benchmarks.chaos --seed $(SEED) $(if $(SECONDS_OF_CHAOS),--seconds $(SECONDS_OF_CHAOS))
+
 # Needs the package index for the clients; `make interop CLIENTS=reflection` for one of them. A client
 # may have several files of tests: test_kserve.py, test_kserve_http.py.
 interop: $(VENV)/.$(RUNTIME)-dev $(VENV)/.lane $(CLIENTS:%=$(INTEROP)/%/.done)

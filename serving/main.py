@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -22,14 +23,17 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     config = parse(argv, environ)
     logs.configure(config.log_level, config.log_format)
     collect_less_often()
-    stop = signals.stopping()
+    # Of one process, a terminal's end is the server's, as of any program.
+    heard = signals.heard(*[signal.SIGHUP] if config.workers > 1 else [])
     try:
         server = _server(config)
         server.start()
     except StartupError as error:
         _tell_operator(error, config.log_format)
         return 1
-    stop.wait()
+    while heard.get() == signal.SIGHUP:
+        if isinstance(server, Supervisor):
+            server.restart()
     log.info("draining, for at most %g s", config.drain_timeout)
     server.stop()
     log.info("drained")

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT, heard whichever thread the kernel gives them to.
+"""SIGTERM, SIGINT and SIGHUP, heard whichever thread the kernel gives them to.
 
 Python runs a signal's handler in the main thread, once that runs: one that waits for a lock does
 not, if another thread took the signal, or if it came just before the wait. The number of each is
@@ -10,6 +10,8 @@ from __future__ import annotations
 import signal
 import socket
 import threading
+from collections.abc import Callable
+from queue import SimpleQueue
 from types import FrameType
 
 STOPS = (signal.SIGTERM, signal.SIGINT)
@@ -22,22 +24,38 @@ def stopping() -> threading.Event:
     called in the main thread.
     """
     stop = threading.Event()
-    heard, told = socket.socketpair()
-    told.setblocking(False)
-    signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
-    for each in STOPS:
-        signal.signal(each, _once)
-    # The thread keeps both ends open.
-    threading.Thread(target=_listen, args=(heard, told, stop), name="signals", daemon=True).start()
+    _listen(STOPS, lambda number: stop.set())
     return stop
 
 
-def _listen(heard: socket.socket, told: socket.socket, stop: threading.Event) -> None:
-    while numbers := heard.recv(64):  # `told` is closed by nobody: to the end of the process
-        if any(number in STOPS for number in numbers):
-            stop.set()
+def heard(*others: int) -> SimpleQueue[int]:
+    """The numbers of signals as they come: those that stop, as above, and `others`."""
+    numbers: SimpleQueue[int] = SimpleQueue()
+    _listen((*STOPS, *others), numbers.put)
+    return numbers
+
+
+def _listen(numbers: tuple[int, ...], tell: Callable[[int], None]) -> None:
+    ours, told = socket.socketpair()
+    told.setblocking(False)
+    signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+    for each in numbers:
+        signal.signal(each, _once if each in STOPS else _nothing)
+
+    def listen() -> None:
+        # The thread keeps both ends open; `told` is closed by nobody, to the end of the process.
+        while some := ours.recv(64) if told.fileno() >= 0 else b"":
+            for number in some:
+                if number in numbers:
+                    tell(number)
+
+    threading.Thread(target=listen, name="signals", daemon=True).start()
 
 
 def _once(number: int, frame: FrameType | None) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _nothing(number: int, frame: FrameType | None) -> None:
+    """It is told of; without a handler it would kill."""

@@ -12,6 +12,7 @@ import signal
 import socket
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -50,6 +51,7 @@ class _Slot:
     started: float  # time.monotonic
     failures: int = 0  # deaths soon after the start, one after the other
     ready: bool = False
+    leaving: bool = False  # it was told to end, for another to take its place
 
 
 class Supervisor:
@@ -66,6 +68,7 @@ class Supervisor:
         self._changes = Changes()
         self._all_ready = False
         self._stopping = False
+        self._restarts: deque[int] = deque()  # whose turn it is, one after the other
         self._wake, self._woken = self._context.Pipe()
         self._watcher = threading.Thread(target=self._watch, name="supervisor", daemon=True)
         self._reserved: list[socket.socket] = []
@@ -94,6 +97,11 @@ class Supervisor:
         where = address(self._config.host, self.grpc_port)
         log.info("%d workers listen on %s", self._config.workers, where)
         self._watcher.start()
+
+    def restart(self) -> None:
+        """Have every worker replaced, each once the one before is ready again: no request fails of
+        callers that connect anew when they are asked to."""
+        self._wake.send(None)
 
     def stop(self) -> None:
         """Drain all workers, then end; metrics are to be had until the last has ended."""
@@ -149,7 +157,26 @@ class Supervisor:
             for connection in wait([*slots, self._woken], self._until_due()):
                 if isinstance(connection, Connection) and connection in slots:
                     self._hear(slots[connection])
+                else:
+                    self._woken.recv()
+                    self._begin_restart()
             self._replace_due()
+            self._restart_next()
+
+    def _begin_restart(self) -> None:
+        """Of all; who waits for a turn already gets one."""
+        if not self._stopping:
+            log.info("all workers are replaced, one after the other")
+            self._restarts = deque(range(self._config.workers))
+
+    def _restart_next(self) -> None:
+        """Have the next worker end, where all are there to take its requests."""
+        slots = self._slots.values()
+        whole = len(slots) == self._config.workers
+        if self._restarts and whole and all(slot.ready and not slot.leaving for slot in slots):
+            slot = self._slots[self._restarts.popleft()]
+            slot.leaving = True
+            self._send(Stop(), slot)
 
     def _until_due(self) -> float | None:
         if not self._due:
@@ -198,6 +225,17 @@ class Supervisor:
             slot.process.join()
         slot.connection.close()
         del self._slots[slot.number]
+        if slot.leaving:
+            log.info("worker %d (pid %s) has ended", slot.number, slot.process.pid)
+            self._due[slot.number] = (time.monotonic(), 0)
+        else:
+            self._tell_of_death(slot)
+        self._fold_counters()
+        for told in self._changes.leave(slot.number):
+            self._tell(told)
+
+    def _tell_of_death(self, slot: _Slot) -> None:
+        """And say when the next one starts: later, the more died of their start."""
         lived = time.monotonic() - slot.started
         failures = 0 if lived > HEALTHY else slot.failures + 1
         pause = min(LONGEST_PAUSE, 0.1 * 2**failures) if failures > 1 else 0.0
@@ -206,9 +244,6 @@ class Supervisor:
             *(slot.number, slot.process.pid, slot.process.exitcode, lived, pause),
         )
         self._due[slot.number] = (time.monotonic() + pause, failures)
-        self._fold_counters()
-        for told in self._changes.leave(slot.number):
-            self._tell(told)
 
     def _fold_counters(self) -> None:
         """Whatever goes wrong, who watches over the workers must not end."""

@@ -315,6 +315,25 @@ def test_callers_who_ask_again_lose_nothing_when_each_worker_is_killed(
         assert len(labels) == 1
 
 
+@pytest.mark.lane
+def test_no_request_fails_while_sighup_replaces_all_workers_one_after_the_other(
+    tmp_path: Path,
+) -> None:
+    publish_times(tmp_path)
+    with supervised(tmp_path, "--transport", "native") as process:
+        workers = process.started()
+        before = dict(workers.pids)
+        with under_load(workers.process.address, clients=4) as load:
+            workers.process.popen.send_signal(signal.SIGHUP)
+            for number in (0, 1):
+                workers.process.wait_for(rf"worker {number} .*has ended")
+                workers.wait_for_replacement(number)
+            assert load.wait_for_answers(200)
+        assert load.faults == []
+        assert not set(before.values()) & set(workers.pids.values())
+        assert workers.metric("inference_requests_total") >= load.answers
+
+
 def test_ctrl_c_which_reaches_all_processes_lets_what_is_in_flight_finish(
     repository: Path,
 ) -> None:

@@ -145,6 +145,8 @@ void Client::drain(Seconds now) {
   if (connection_) connection_->drain();
 }
 
+bool Client::parting() const { return connection_ && connection_->parting(); }
+
 void Client::end(Seconds now) {
   touch(now);
   if (connection_) connection_->end();

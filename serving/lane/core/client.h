@@ -46,6 +46,8 @@ class Client {
   void read(Seconds now);
   void finish(std::int32_t stream, std::variant<Reply, Refusal> result, Seconds now);
   void drain(Seconds now);
+  // As the connection's.
+  bool parting() const;
   void end(Seconds now);
   // Acts on what is due.
   void tick(Seconds now);

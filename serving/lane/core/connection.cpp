@@ -405,7 +405,6 @@ void Connection::State::headers_ended(Stream& stream) {
 }
 
 void Connection::State::infer_begins(Stream& stream) {
-  if (service.draining) return refuse(stream, service.refuse_unread());
   const bool logged = service.logs_next();
   const bool observed = logged || (service.traces_observed && stream.headers.sampled());
   // Who observes is told of what has no room, too, and so has to refuse it.
@@ -1027,6 +1026,10 @@ void Connection::finish(std::int32_t id, std::variant<Reply, Refusal> result) {
 }
 
 void Connection::drain() { state_->drain(); }
+
+bool Connection::parting() const {
+  return state_->draining == State::Drain::announced && !state_->shutting;
+}
 
 void Connection::end() { state_->shut(NGHTTP2_NO_ERROR, {}); }
 

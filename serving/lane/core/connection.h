@@ -78,6 +78,8 @@ class Connection : public Downstream {
 
   // Ask the client to go elsewhere: GOAWAY, twice, as RFC 9113 6.8 has it; calls in flight go on.
   void drain();
+  // Was asked to, and may not have heard of it: calls that it begins are still taken.
+  bool parting() const;
   // The last GOAWAY at once, and nothing after it: calls that had not begun may be made elsewhere.
   void end();
   // Acts on what has become due; when to come again, infinity for never.
