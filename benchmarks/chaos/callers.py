@@ -22,8 +22,8 @@ from benchmarks.chaos.repository import MODEL, WIDTH
 from serving.pb import inference_pb2 as pb
 from serving.pb import inference_pb2_grpc as pb_grpc
 
-# Kinds of caller: one that asks again by gRPC's own policy, as any client may have it, one that never
-# does, and one that sends its requests on a stream, which it opens anew where it ends.
+# Kinds of caller: one that asks again by gRPC's own policy, as any client may have it, one that
+# never does, and one that sends its requests on a stream, which it opens anew where it ends.
 RETRYING, PLAIN, STREAM = "retrying", "plain", "stream"
 # https://github.com/grpc/proposal/blob/master/A6-client-retries.md. CANCELLED is what grpcio's
 # server says of calls that come as it ends.
