@@ -66,6 +66,7 @@ export class QualityView {
   #chosen = "";
   /** Counts of this matrix as it was, to tell what moved. @type {Map<string, number> | null} */
   #before = null;
+  #note = make("p", { class: "note" });
   /** What the matrix shows, as text: made anew only where that changed. */
   #drawn = "";
 
@@ -140,11 +141,12 @@ export class QualityView {
     }
     const { classes: known = [] } = this.#models.get(this.#chosen) ?? {};
     const classes = known.length ? known : named(quality);
-    const drawn = JSON.stringify([this.#chosen, quality.confusion, classes, unlabelled(quality)]);
+    say(this.#note, unlabelled(quality));
+    const drawn = JSON.stringify([this.#chosen, quality.confusion, classes]);
     if (drawn === this.#drawn) return;
     this.#drawn = drawn;
     const parts = classes.length > MOST_CLASSES ? [] : [this.#table(quality, classes)];
-    this.#matrix.replaceChildren(...parts, make("p", { class: "note" }, unlabelled(quality)));
+    this.#matrix.replaceChildren(...parts, this.#note);
   }
 
   /**
