@@ -152,7 +152,8 @@ def test_refused_requests_have_spans_and_only_the_servers_faults_are_errors(
             running.stub.ModelInfer(times_request(1, name="nosuch"), metadata=SAMPLED)
         assert running.server.inference.wait_until_idle(PATIENCE)
         running.server.inference.service.draining = True
-        assert len(list(running.stub.ModelStreamInfer(iter([times_request(1)]), metadata=SAMPLED)))
+        answers = running.stub.ModelStreamInfer(iter([times_request(1)]), metadata=SAMPLED)
+        assert next(answers).error_message == "the server is stopping"
     caller, stopping = collector.spans
     codes = [attributes(span)["rpc.response.status_code"] for span in (caller, stopping)]
     assert codes == ["NOT_FOUND", "UNAVAILABLE"]
