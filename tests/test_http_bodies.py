@@ -33,7 +33,7 @@ INFER = "/v2/models/times/infer"
 def running(tmp_path: Path) -> Iterator[Running]:
     publish_times(tmp_path)
     publish_echo(tmp_path, "echo", (-1, -1))
-    with running_server(tmp_path, allow_http=False) as server:
+    with running_server(tmp_path, allow_http=False, transport="grpcio") as server:
         yield server
 
 
