@@ -18,7 +18,7 @@ INTEROP := .venv-interop
 # What the page and the REST API are tested with, each in its own environment, and its tests.
 WEB ?= playwright schemathesis
 WEB_VENVS := .venv-web
-WEB_TESTS_playwright := tests/web/test_page.py
+WEB_TESTS_playwright := tests/web/test_page.py tests/web/test_accuracy.py
 WEB_TESTS_schemathesis := tests/web/test_openapi.py
 # Playwright is imported by the tests themselves: nothing in it is also in ours.
 PLAYWRIGHT = $$(echo $(CURDIR)/$(WEB_VENVS)/playwright/lib/python*/site-packages)

@@ -86,10 +86,14 @@ class _Call:
             asked = classify.digit_model(
                 classifier.registry, request.model_name, request.model_version
             )
-            digits = classify.digits_of(request.images, classifier.max_batch_size)
+            digits = self._digits(request)
             self._ask(request, asked, digits)
         except Exception as error:
             self.refuse(error)
+
+    def _digits(self, request: pb.ClassifyRequest) -> classify.Digits:
+        most = self._classifier.max_batch_size
+        return classify.digits_of(request.images, most, self._require_wanted)
 
     def cancel(self) -> None:
         """What is not run yet is refused."""

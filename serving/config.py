@@ -338,7 +338,11 @@ class ServerConfig:
     max_message_bytes: int = field(
         default=16 * 1024 * 1024,
         metadata=_about(
-            "network", "largest request and answer", unit="bytes", bounds=(1024, 2**31 - 1)
+            "network",
+            "largest request and answer over gRPC, and largest body of a request over HTTP, of"
+            " which 4 MiB may be JSON; answers over HTTP have no bound but the model's",
+            unit="bytes",
+            bounds=(1024, 2**31 - 1),
         ),
     )
     max_connection_age: float = field(
@@ -366,7 +370,8 @@ class ServerConfig:
         metadata=_about(
             "network",
             "clients' connections of one process, beyond which new ones are closed at once; so many"
-            " for gRPC, over the native transport only, and so many for HTTP. Each needs a file"
+            " for gRPC, over the native transport only, and so many for HTTP, where TLS's are"
+            " counted once they have shaken hands, which they have 10 s for. Each needs a file"
             " descriptor, or two",
             bounds=(1, 1048576),
         ),

@@ -36,6 +36,7 @@ from serving.errors import ModelLoadError, StartupError
 from serving.families import Exported
 from serving.feedback import Feedback, published_labels
 from serving.http.app import application
+from serving.http.bodies import LIMIT, Bodies
 from serving.http.history import History
 from serving.http.server import HttpServer
 from serving.http.services import Services
@@ -197,6 +198,7 @@ class InferenceServer:
         self._grpc.stop(min(LAST_ANSWERS, self._config.drain_timeout)).wait()
         if self._http:
             self._http.stop(max(LAST_ANSWERS, end - time.monotonic()))
+        self.services.classifier.decoding.close()
         if self._lane:
             self._lane.stop()
         if self._loader.is_alive():
@@ -272,7 +274,10 @@ class InferenceServer:
         room = Room(self.service, self._config.room, self._lane)
         classifier = Classifier(self.service, self.registry, self._config.max_batch_size)
         history = History(self._metrics.sums)
-        return Services(self._config, self.service, servicer, digits, room, classifier, history)
+        bodies = Bodies(max(LIMIT, 4 * self._config.max_message_bytes))
+        return Services(
+            self._config, self.service, servicer, digits, room, classifier, history, bodies
+        )
 
     def _add_services(self, services: Services) -> None:
         self._handlers = Handlers(self.service, handlers(services.v2), services.room)

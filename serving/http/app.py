@@ -37,6 +37,8 @@ class Application(Starlette):
         lifespan: Lifespan[Starlette] | None = None,
     ) -> None:
         super().__init__(routes=routes, lifespan=lifespan)
+        # /v2/ is not /v2: a redirect would name the address that the client gave, whatever it is.
+        self.router.redirect_slashes = False
         self._draining = draining
 
     def build_middleware_stack(self) -> ASGIApp:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import random
 import time
 from dataclasses import dataclass
@@ -60,6 +61,9 @@ class Limits:
         )
 
 
+# Seconds that a connection past its age may be idle.
+LAST_CHANCE = 1.0
+
 # Headers that are about an upgrade, of which none is made.
 UPGRADE = (b"connection", b"upgrade", b"http2-settings")
 
@@ -86,6 +90,7 @@ class Connection(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._limits = limits
+        self.timeout_keep_alive = math.ceil(limits.idle)  # seconds; uvicorn's own is 5
         self._since = time.monotonic()  # when it began to be idle, or to send a request
         jitter = 1 + AGE_JITTER * random.uniform(-1, 1)
         self._ends = self._since + limits.age * jitter if limits.age else float("inf")
@@ -128,6 +133,7 @@ class Connection(HttpToolsProtocol):
         super().on_message_begin()
         self._in_head = self._receiving = True
         self._since, self._arrived = time.monotonic(), 0
+        self._unwanted = 0
 
     def on_headers_complete(self) -> None:
         """A request line and all headers are there."""
@@ -180,7 +186,7 @@ class Connection(HttpToolsProtocol):
             return
         elif self._receiving:
             self._look_at_request(now)
-        elif not self._answering and (now - self._since >= self._limits.idle or now >= self._ends):
+        elif not self._answering and now - self._since >= self._may_be_idle(now):
             self.transport.close()
 
     def _go_on_without_upgrade(self, data: bytes) -> None:
@@ -191,6 +197,11 @@ class Connection(HttpToolsProtocol):
         head += [name + b": " + value for name, value in self.headers if name not in UPGRADE]
         self.parser = httptools.HttpRequestParser(self)
         self.data_received(b"\r\n".join([*head, b"", b""]) + data)
+
+    def _may_be_idle(self, now: float) -> float:
+        """Seconds. Past its age, only so long that the next of many requests, whose answer tells
+        the client to make another connection, does not meet its end."""
+        return self._limits.idle if now < self._ends else min(self._limits.idle, LAST_CHANCE)
 
     @property
     def _answering(self) -> bool:

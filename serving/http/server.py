@@ -25,6 +25,8 @@ from serving.http.connection import Connection, Limits
 PATIENCE = 10.0
 # Seconds for requests whose connections were cut off to find out.
 LAST_MOMENT = 1.0
+# Seconds for TLS's handshake: until it is made, --max-connections does not count the connection.
+HANDSHAKE = 10.0
 # Of uvicorn's ticks, tenths of a second, from one look at the connections to the next.
 LOOK_EVERY = 10
 
@@ -98,7 +100,7 @@ class _Server(uvicorn.Server):
                 sock=each,
                 ssl=self._tls,
                 backlog=self.config.backlog,
-                ssl_handshake_timeout=self._limits.stall if self._tls else None,
+                ssl_handshake_timeout=min(HANDSHAKE, self._limits.stall) if self._tls else None,
             )
             for each in sockets or []
         ]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from serving.classifier import Classifier
 from serving.config import ServerConfig
 from serving.digits import DigitsServicer
+from serving.http.bodies import Bodies
 from serving.http.history import History
 from serving.inference import InferenceService
 from serving.room import Room
@@ -17,7 +18,7 @@ from serving.servicer import InferenceServicer
 class Services:
     """`v2` and `digits` have a method for each unary RPC, of the request and the caller's peer;
     what is inferred goes to `inference`, where there is `room`, and images to the threads and the
-    registry of `classifier`."""
+    registry of `classifier`. `bodies` counts what is being received."""
 
     config: ServerConfig
     inference: InferenceService
@@ -26,3 +27,4 @@ class Services:
     room: Room
     classifier: Classifier
     history: History
+    bodies: Bodies

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from serving.errors import InvalidInput, NotSupported
+from serving.errors import NotSupported
 from serving.http import asking, binary_tensors, encodings, infer_json, v2_admin
 from serving.http.messages_json import as_json
 from serving.http.services import Services
@@ -31,10 +31,9 @@ from serving.transport import timing_metadata
 
 MODEL = "/v2/models/{model}"
 VERSION = MODEL + "/versions/{version}"
-# What only HTTP needs one for: in gRPC tensors are binary anyway.
+# What only HTTP needs one for: in gRPC tensors are binary anyway. Its raw binary request, which has
+# no JSON at all, is not taken: of a batch, the shape would have to be guessed from the length.
 EXTENSIONS = ("binary_tensor_data",)
-# Bytes that are translated on the event loop; more of them, on a thread.
-_LITTLE = 64 * 2**10
 
 Given = ParamSpec("Given")
 Made = TypeVar("Made")
@@ -124,13 +123,11 @@ class _V2:
     async def infer(self, request: Request) -> Response:
         """An answer in JSON, with binary data behind it where that was asked for."""
         asking.admit(self._services, request)
-        header, data = await self._read(request)
         name, version = _model(request)
-        size = len(header) + len(data)
-        try:
+        with asking.counted(self._services, request):
+            header, data = await self._read(request)
+            size = len(header) + len(data)
             asked = await _translated(size, infer_json.asked, name, version, header, data)
-        except InvalidInput as error:
-            raise self._refused(request, error, size) from None
         (outcome,) = await asking.ask(self._services, request, [asked.message])
         if isinstance(outcome, Refusal):
             raise Refused(outcome)
@@ -147,21 +144,13 @@ class _V2:
             instead = f", which is for JSON; with {binary_tensors.HEADER} it may be larger"
         body = await asking.body(self._services, request, most, instead)
         encoding = request.headers.get("content-encoding", "").lower()
-        try:
-            if encoding:
-                inflate = partial(encodings.inflated, body, encoding, most, instead)
-                body = await run_in_threadpool(inflate)
-            header, data = binary_tensors.split(body, json_length)
-        except InvalidInput as error:
-            raise self._refused(request, error, len(body)) from None
+        if encoding:
+            inflate = partial(encodings.inflated, body, encoding, most, instead)
+            body = await run_in_threadpool(inflate)
+        header, data = binary_tensors.split(body, json_length)
         if len(header) > MOST_JSON:
             raise HTTPException(413, f"the JSON is larger than {MOST_JSON} bytes")
         return header, data
-
-    def _refused(self, request: Request, error: InvalidInput, size: int) -> Refused:
-        """As what is malformed over gRPC: counted, and told to those who observe."""
-        caller = partial(asking.caller_of, "ModelInfer", request)
-        return Refused(self._services.inference.refuse(error, "", size, caller))
 
 
 def _answer(reply: Reply, binary: binary_tensors.Wanted, encoding: str) -> Response:
@@ -182,7 +171,7 @@ async def _translated(
     size: int, make: Callable[Given, Made], *args: Given.args, **kwargs: Given.kwargs
 ) -> Made:
     """Of so many bytes."""
-    if size <= _LITTLE:
+    if size <= asking.LITTLE:
         return make(*args, **kwargs)
     return await run_in_threadpool(make, *args, **kwargs)
 
