@@ -1,0 +1,149 @@
+"""Five times what a server can do, over either transport: it answers nearly as many as before,
+refuses the others with a time to come back, keeps its memory, and is itself again at once."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from conftest import PATIENCE, publish_slow, server_process, slow_request
+
+from benchmarks.overload import Probe, p99_ms, probing, recovery
+from benchmarks.soak.samples import sample
+from serving.pb import inference_pb2_grpc as pb_grpc
+
+SIZE = 256  # of the model's matrix: some milliseconds a row
+REQUEST = slow_request(value=1.0, size=SIZE)
+TIMES = 5
+SECONDS = 2.0  # of each load
+TRIES = 3  # others may take the machine's cores meanwhile: one quiet try is enough
+GOODPUT = 0.8
+GROWTH_MB = 64.0
+CODE = grpc.StatusCode
+
+
+@dataclass
+class Outcome:
+    """What callers were told, as it came in."""
+
+    ended: float  # when nothing more was sent, by time.monotonic
+    codes: Counter[grpc.StatusCode] = field(default_factory=Counter)
+    in_time: int = 0  # answered until then
+    wrong: int = 0
+    without_pushback: int = 0
+    changed: threading.Condition = field(default_factory=threading.Condition)
+
+    def add(self, call: Any) -> None:
+        """A call has ended."""
+        with self.changed:
+            code = call.code()
+            self.codes[code] += 1
+            if code is CODE.OK:
+                answer = np.frombuffer(call.result().raw_output_contents[0], np.float32)
+                self.wrong += not (answer == 1.0).all()
+                self.in_time += time.monotonic() <= self.ended
+            elif code is CODE.RESOURCE_EXHAUSTED:
+                told = dict(call.trailing_metadata()).get("grpc-retry-pushback-ms", "0")
+                self.without_pushback += int(told) < 1
+            self.changed.notify_all()
+
+
+@dataclass(frozen=True)
+class Overloaded:
+    """A server of a slow model in a process of its own."""
+
+    stub: pb_grpc.GRPCInferenceServiceStub
+    pid: int
+
+    def capacity(self) -> float:
+        """Answers per second, as many callers as fill its batches each ask again."""
+        over = time.monotonic() + SECONDS
+        counts = [0] * 16
+
+        def ask(number: int) -> None:
+            while time.monotonic() < over:
+                self.stub.ModelInfer(REQUEST, timeout=PATIENCE)
+                counts[number] += 1
+
+        threads = [threading.Thread(target=ask, args=(n,)) for n in range(len(counts))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return sum(counts) / SECONDS
+
+    def offer(self, rate: float) -> Outcome:
+        """So many requests per second, whatever comes of them; all have ended when it returns."""
+        began, sent = time.monotonic(), 0
+        outcome = Outcome(began + SECONDS)
+        while (now := time.monotonic()) < outcome.ended:
+            while sent < (now - began) * rate:
+                call = self.stub.ModelInfer.future(REQUEST, timeout=PATIENCE)
+                call.add_done_callback(outcome.add)
+                sent += 1
+            time.sleep(1e-3)  # of the clock that the load goes by
+        with outcome.changed:
+            assert outcome.changed.wait_for(lambda: outcome.codes.total() == sent, PATIENCE)
+        return outcome
+
+    def probes(self, seconds: float) -> list[Probe]:
+        """Lone requests."""
+        return list(probing(self._answered, seconds))
+
+    def _answered(self) -> bool:
+        call = self.stub.ModelInfer.future(REQUEST, timeout=PATIENCE)
+        return bool(call.code() is CODE.OK)
+
+    def rss_mb(self) -> float:
+        """Resident memory, at rest."""
+        return sample(self.pid, 0, 0).rss_mb
+
+
+@contextmanager
+def overloaded(repository: Path, transport: str) -> Iterator[Overloaded]:
+    """It has room for 48 requests in all."""
+    flags = {"transport": transport, "max-batch-size": 16, "max-queue-size": 32}
+    command = [f"--{name}={value}" for name, value in flags.items()]
+    command += ["--allow-http=false", "--intra-op-threads=1", f"--model-repository={repository}"]
+    with server_process(*command) as process:
+        address = process.wait_for(r"gRPC on ([^\s,]+)")[1]
+        with grpc.insecure_channel(address) as channel:
+            stub = pb_grpc.GRPCInferenceServiceStub(channel)
+            stub.ModelInfer(REQUEST, timeout=PATIENCE)
+            yield Overloaded(stub, process.popen.pid)
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the slow model."""
+    path = tmp_path_factory.mktemp("slow")
+    publish_slow(path, size=SIZE)
+    return path
+
+
+def test_five_times_the_capacity_is_shed_and_is_over_when_it_ends(
+    repository: Path, transport: str
+) -> None:
+    tries = []
+    with overloaded(repository, transport) as server:
+        for _ in range(TRIES):
+            capacity, before = server.capacity(), p99_ms(server.probes(1.0))
+            rss = server.rss_mb()
+            outcome = server.offer(TIMES * capacity)
+            recovered = recovery(server.probes(2.5), outcome.ended, before)
+            assert set(outcome.codes) == {CODE.OK, CODE.RESOURCE_EXHAUSTED}
+            assert (outcome.wrong, outcome.without_pushback) == (0, 0)
+            assert server.rss_mb() - rss < GROWTH_MB
+            tries.append((outcome.in_time / SECONDS / capacity, recovered))
+            if tries[-1][0] >= GOODPUT and recovered is not None and recovered <= 1.0:
+                return
+    pytest.fail(f"share of the capacity, and seconds until all was as before: {tries}")
