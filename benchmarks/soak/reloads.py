@@ -25,29 +25,28 @@ TIMEOUT = 60.0  # seconds for one RPC
 
 
 class Reloads:
-    """Every other one publishes and swaps, the others unload and load again."""
+    """Each unloads a version and loads it again, or, if they publish, swaps it for a new one."""
 
-    def __init__(self, source: Path, repository: Path) -> None:
+    def __init__(self, source: Path, repository: Path, *, publish: bool) -> None:
         self._source = source
         self._repository = repository
+        self._publishes = publish
         self.done = 0
         for name in (STAYS, MOVES):
             self._publish(name)
 
-    def reload(self, channel: grpc.Channel) -> str:
-        """One more; the version that is served after it."""
+    def reload(self, channel: grpc.Channel) -> None:
+        """One more, until what it loads is served."""
         stub = pb_grpc.GRPCInferenceServiceStub(channel)
-        if self.done % 2:
+        if self._publishes:
+            self._publish(MOVES)
+        else:
             asked = pb.RepositoryModelUnloadRequest(model_name=MOVES)
             stub.RepositoryModelUnload(asked, timeout=TIMEOUT)
-        else:
-            self._publish(MOVES)
         stub.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name=MOVES), timeout=TIMEOUT)
         self.done += 1
-        found = versions(self._repository / MOVES)
-        for version in found[:-KEPT]:
+        for version in versions(self._repository / MOVES)[:-KEPT]:
             shutil.rmtree(self._repository / MOVES / str(version))
-        return str(found[-1])
 
     def _publish(self, name: str) -> None:
         manifest = read_manifest(self._source)

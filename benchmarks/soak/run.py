@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +31,7 @@ class Plan:
     reloads: int
     slices: int
     transport: str = "native"
+    publish: bool = False  # each reload serves a version that is new
 
 
 def soak(
@@ -39,7 +40,7 @@ def soak(
     """A sample after each slice; WrongFate where a request did not end as it should."""
     samples = []
     with tempfile.TemporaryDirectory(prefix="soak-") as scratch:
-        reloads = Reloads(version, Path(scratch))
+        reloads = Reloads(version, Path(scratch), publish=plan.publish)
         with running(Path(scratch), plan.transport) as (process, server):
             for number in range(1, plan.slices + 1):
                 _slice(server, reloads, plan, number)
@@ -72,17 +73,20 @@ def running(repository: Path, transport: str) -> Iterator[tuple[subprocess.Popen
     image = np.zeros((1, 28, 28), np.uint8)
     image[:, 4:24, 12:16] = 255  # a stroke, as of a one
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        rest = threading.Thread(target=deque, args=(process.stderr, 0))
         try:
-            yield process, Server(*_addresses(process), image)
+            addresses = _addresses(process.stderr)
+            rest.start()
+            yield process, Server(*addresses, image)
         finally:
             process.terminate()
+            rest.join()
 
 
-def _addresses(process: subprocess.Popen[str]) -> tuple[str, str]:
-    """Where it answers by gRPC and HTTP; what else it logs is not looked at."""
-    assert process.stderr
-    for line in process.stderr:
+def _addresses(log: Iterable[str]) -> tuple[str, str]:
+    """Where it answers by gRPC and HTTP."""
+    for line in log:
         if found := re.search(r"gRPC on (\S+), HTTP on http://(\S+),", line):
-            threading.Thread(target=deque, args=(process.stderr, 0), daemon=True).start()
             return found[1], found[2]
     raise RuntimeError("the server did not start")

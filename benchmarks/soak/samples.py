@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import statistics
@@ -17,6 +18,10 @@ LOOK_EVERY = 0.1  # seconds
 STEADY_LOOKS, PATIENCE = 5, 30.0
 # A later part of the slices may have so much more than an earlier one: the larger of the two.
 GROWTH_SHARE, GROWTH_MB = 0.02, 5.0
+# And where each reload serves a version with a number that is new to the process, so much for each:
+# what is counted of a version is kept, so that no counter goes back (serving/counters.py), and read
+# anew every few seconds. Those are MB, and descriptors of the mapped files.
+VERSION_MB, VERSION_DESCRIPTORS = 0.3, 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,24 +59,27 @@ def sample(pid: int, requests: int, reloads: int) -> Sample:
     return Sample(requests, reloads, _mb(rollup, "Rss"), _mb(rollup, "Pss"), *looks[-1])
 
 
-def judge(samples: Sequence[Sample]) -> Verdict:
-    """Compare the second quarter of the slices with the last; the first is warm-up."""
+def judge(samples: Sequence[Sample], *, published: bool = False) -> Verdict:
+    """Compare the second quarter of the slices with the last; the first is warm-up. `published`
+    says that each reload served a new version."""
     quarter = len(samples) // 4
     early, late = samples[quarter : 2 * quarter], samples[-quarter:]
     rss = [each.rss_mb for each in samples[quarter:]]
     slope = float(np.polyfit(np.arange(len(rss)), rss, 1)[0])
     before, after = (_median(part, lambda each: each.rss_mb) for part in (early, late))
-    allowed = max(GROWTH_SHARE * before, GROWTH_MB)
+    new = _median(late, lambda each: each.reloads) - _median(early, lambda each: each.reloads)
+    new *= published
+    allowed = max(GROWTH_SHARE * before, GROWTH_MB) + VERSION_MB * new
     faults = []
     if after - before > allowed:
         faults.append(f"RSS grew by {after - before:.1f} MB, and may by {allowed:.1f}")
-    kinds: dict[str, Callable[[Sample], int]] = {
-        "descriptors": lambda each: each.descriptors,
-        "threads": lambda each: each.threads,
+    kinds: dict[str, tuple[Callable[[Sample], int], float]] = {
+        "descriptors": (lambda each: each.descriptors, math.ceil(VERSION_DESCRIPTORS * new)),
+        "threads": (lambda each: each.threads, 0),
     }
-    for name, value in kinds.items():
+    for name, (value, more) in kinds.items():
         first, last = _median(early, value), _median(late, value)
-        if last > first:
+        if last > first + more:
             faults.append(f"{name} grew from {first:g} to {last:g}")
     return Verdict(slope, after - before, allowed, tuple(faults))
 

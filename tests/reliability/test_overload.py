@@ -18,6 +18,7 @@ import pytest
 from conftest import PATIENCE, publish_slow, server_process, slow_request
 
 from benchmarks.overload import Probe, p99_ms, probing, recovery
+from benchmarks.serving.process import usage
 from benchmarks.soak.samples import sample
 from serving.pb import inference_pb2_grpc as pb_grpc
 
@@ -26,7 +27,9 @@ REQUEST = slow_request(value=1.0, size=SIZE)
 TIMES = 5
 SECONDS = 2.0  # of each load
 TRIES = 3  # others may take the machine's cores meanwhile: one quiet try is enough
-GOODPUT = 0.8
+# Of the answers that a second of the server's CPU gave before, so that who else has the machine's
+# cores meanwhile is not in it; and of those that a second gave, in which those may be.
+GOODPUT, GOODPUT_BY_CLOCK = 0.8, 0.4
 GROWTH_MB = 64.0
 CODE = grpc.StatusCode
 
@@ -63,6 +66,10 @@ class Overloaded:
 
     stub: pb_grpc.GRPCInferenceServiceStub
     pid: int
+
+    def cpu_seconds(self) -> float:
+        """That the server has used."""
+        return usage(self.pid).cpu_seconds
 
     def capacity(self) -> float:
         """Answers per second, as many callers as fill its batches each ask again."""
@@ -136,14 +143,18 @@ def test_five_times_the_capacity_is_shed_and_is_over_when_it_ends(
     tries = []
     with overloaded(repository, transport) as server:
         for _ in range(TRIES):
-            capacity, before = server.capacity(), p99_ms(server.probes(1.0))
-            rss = server.rss_mb()
-            outcome = server.offer(TIMES * capacity)
+            before, rss, began = p99_ms(server.probes(1.0)), server.rss_mb(), server.cpu_seconds()
+            capacity, alone = server.capacity(), server.cpu_seconds()
+            outcome, crowded = server.offer(TIMES * capacity), server.cpu_seconds()
             recovered = recovery(server.probes(2.5), outcome.ended, before)
             assert set(outcome.codes) == {CODE.OK, CODE.RESOURCE_EXHAUSTED}
             assert (outcome.wrong, outcome.without_pushback) == (0, 0)
             assert server.rss_mb() - rss < GROWTH_MB
-            tries.append((outcome.in_time / SECONDS / capacity, recovered))
-            if tries[-1][0] >= GOODPUT and recovered is not None and recovered <= 1.0:
+            by_clock = outcome.in_time / SECONDS / capacity
+            goodput = outcome.codes[CODE.OK] / (crowded - alone) * (alone - began)
+            goodput /= capacity * SECONDS
+            tries.append((goodput, by_clock, recovered))
+            quick = recovered is not None and recovered <= 1.0
+            if goodput >= GOODPUT and by_clock >= GOODPUT_BY_CLOCK and quick:
                 return
-    pytest.fail(f"share of the capacity, and seconds until all was as before: {tries}")
+    pytest.fail(f"shares of the capacity, and seconds until all was as before: {tries}")
