@@ -31,6 +31,9 @@ TRIES = 3  # others may take the machine's cores meanwhile: one quiet try is eno
 # cores meanwhile is not in it; and of those that a second gave, in which those may be.
 GOODPUT, GOODPUT_BY_CLOCK = 0.8, 0.4
 GROWTH_MB = 64.0
+# Of all others: grpcio's core cancels some where a thousand wait that Python has not heard of
+# (grpc.server.max_pending_requests), as they do where others have the server's CPU for long.
+CANCELLED = 0.02
 CODE = grpc.StatusCode
 
 
@@ -147,14 +150,17 @@ def test_five_times_the_capacity_is_shed_and_is_over_when_it_ends(
             capacity, alone = server.capacity(), server.cpu_seconds()
             outcome, crowded = server.offer(TIMES * capacity), server.cpu_seconds()
             recovered = recovery(server.probes(2.5), outcome.ended, before)
+            cancelled = outcome.codes.pop(CODE.CANCELLED, 0) / outcome.codes.total()
             assert set(outcome.codes) == {CODE.OK, CODE.RESOURCE_EXHAUSTED}
+            assert cancelled == 0.0 or transport == "grpcio"
             assert (outcome.wrong, outcome.without_pushback) == (0, 0)
             assert server.rss_mb() - rss < GROWTH_MB
             by_clock = outcome.in_time / SECONDS / capacity
             goodput = outcome.codes[CODE.OK] / (crowded - alone) * (alone - began)
             goodput /= capacity * SECONDS
-            tries.append((goodput, by_clock, recovered))
+            tries.append((goodput, by_clock, recovered, cancelled))
             quick = recovered is not None and recovered <= 1.0
-            if goodput >= GOODPUT and by_clock >= GOODPUT_BY_CLOCK and quick:
+            enough = goodput >= GOODPUT and by_clock >= GOODPUT_BY_CLOCK
+            if quick and enough and cancelled <= CANCELLED:
                 return
-    pytest.fail(f"shares of the capacity, and seconds until all was as before: {tries}")
+    pytest.fail(f"by CPU, by the clock, seconds until all was as before, cancelled: {tries}")
