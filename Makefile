@@ -74,8 +74,8 @@ observe: $(VENV)/.$(RUNTIME) $(VENV)/.lane
 	@$(BIN)/python -m deploy.observe $(if $(ONCE),--once)
 
 test: $(VENV)/.$(RUNTIME)-dev $(VENV)/.lane
-	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/interop --ignore=tests/web \
-	  --ignore=tests/deployment --ignore=tests/reliability
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/interop --ignore=tests/web --ignore=tests/reliability \
+	  --ignore=tests/deployment
 
 # Overload, a soak and faults under load, in their short forms: five minutes. The long ones are
 # benchmarks/overload, benchmarks/soak and `make chaos`. One file at a time: they measure.

@@ -97,7 +97,7 @@ def main() -> int:
     results: list[Result] = []
     for transport in arguments.transports:
         for name in arguments.models:
-            ours = Ours(arguments.model_repository)
+            ours = Ours(arguments.model_repository.resolve())
             model = load_model(ours.repository, name, "fp32")
             with started(digits(ours, "fp32", transport), model, BUILT_IN, our_cores) as session:
                 results.append(_measure(session, transport, arguments.seconds))

@@ -5,11 +5,12 @@
 // Owns its connections and the clock. BODY is a file with one framed message, asked over and over;
 // DUE has the times to ask at, float64 seconds from the start. What could not be sent PATIENCE
 // seconds after it was due never is, and counts as DEADLINE_EXCEEDED: so a client of gRPC gives up
-// a call that the server's windows, or its limit of streams, keep back. Into OUTCOMES go three float64 for
-// each of those: when it was sent, when its answer was there, and its gRPC status (or -1: none
-// came, not even a refusal). Into SAMPLES goes one answered message in kSampled, with its length
-// (uint32) before it. It spins on its core, so that it is late only where it cannot keep up. What
-// the server's headers say is nghttp2's to decode; frames, all small, are written and read here.
+// a call that the server's windows, or its limit of streams, keep back. Into OUTCOMES go three
+// float64 for each request: when it was sent, when its answer was there, and its gRPC status (or
+// -1: none came, not even a refusal). Into SAMPLES goes one answered message in kSampled, with its
+// length (uint32) before it. It spins on its core, so that it is late only where it cannot keep up.
+// What the server's headers say is nghttp2's to decode; frames, all small, are written and read
+// here.
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <netinet/in.h>
