@@ -15,6 +15,7 @@ from benchmarks.soak.run import Plan, soak
 from benchmarks.soak.samples import (
     GROWTH_MB,
     GROWTH_SHARE,
+    POOLED_THREADS,
     VERSION_DESCRIPTORS,
     VERSION_MB,
     Sample,
@@ -91,8 +92,8 @@ def _write(machine: dict[str, object], soaked: list[Soaked], output: Path) -> No
         " over HTTP as JSON and images, with feedback, wrong, cancelled and late, over connections"
         " that come and go; the other is unloaded and loaded meanwhile. Each sample is taken at"
         " rest. The second quarter is compared with the last:"
-        f" {GROWTH_SHARE:.0%} or {GROWTH_MB:g} MB more RSS are allowed, and no descriptor or"
-        " thread.",
+        f" {GROWTH_SHARE:.0%} or {GROWTH_MB:g} MB more RSS are allowed, no descriptor, and"
+        f" {POOLED_THREADS} threads, which pools start as they need them.",
         "",
         "On a second server the other model is published and swapped instead. A version's series"
         " are kept for as long as a process runs, as no counter may go back: each number that is"
