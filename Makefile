@@ -64,7 +64,7 @@ SBOM := build/sbom
 LOCKED := build/locked
 IMAGE_ARGUMENTS = --build-arg VERSION=$(VERSION) --build-arg REVISION=$(shell git rev-parse HEAD)
 
-.PHONY: demo observe test lane lane-test lane-asan lane-tsan lane-python lane-asan-python lane-fuzz interop web-test web-models page-picture chaos images image-test sbom sbom-environment licences lock locked deploy-lint torchserve torchserve-archive parity torchserve-image compose-test kubernetes-test lint format proto constraints clean
+.PHONY: demo observe test lane lane-test lane-asan lane-tsan lane-python lane-asan-python lane-fuzz interop web-test web-models page-picture reliability chaos images image-test sbom sbom-environment licences lock locked deploy-lint torchserve torchserve-archive parity torchserve-image compose-test kubernetes-test lint format proto constraints clean
 
 demo: $(VENV)/.$(RUNTIME) $(VENV)/.lane
 	@$(BIN)/python -m deploy.demo $(if $(ONCE),--once)
@@ -76,6 +76,11 @@ observe: $(VENV)/.$(RUNTIME) $(VENV)/.lane
 test: $(VENV)/.$(RUNTIME)-dev $(VENV)/.lane
 	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/interop --ignore=tests/web --ignore=tests/reliability \
 	  --ignore=tests/deployment
+
+# Overload, a soak and faults under load, in their short forms: five minutes. The long ones are
+# benchmarks/overload, benchmarks/soak and `make chaos`. One file at a time: they measure.
+reliability: $(VENV)/.$(RUNTIME)-dev $(VENV)/.lane
+	$(BIN)/python -m pytest -n 0 tests/reliability
 
 # The native lane, for this interpreter: fails where something that it needs is missing, and says what.
 # Here a warning is an error; where it is built by the way it is not, for the sake of compilers that
