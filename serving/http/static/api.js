@@ -4,6 +4,8 @@
  * Paths are relative to the page, so that it also works below a prefix of somebody's proxy.
  */
 
+import { askForToken, authorization } from "./token.js";
+
 /**
  * @typedef {{model: string, version: string, label: string, classes: string[],
  *   probabilities: number[], prediction_id: string, batch_size: number,
@@ -118,7 +120,12 @@ export function again(error, attempt) {
 async function request(path, options = {}, signal = new AbortController().signal) {
   const late = AbortSignal.timeout(PATIENCE * 1000);
   try {
-    const response = await fetch(path, { ...options, signal: AbortSignal.any([signal, late]) });
+    const response = await fetch(path, {
+      ...options,
+      headers: { ...options.headers, ...authorization() },
+      signal: AbortSignal.any([signal, late]),
+    });
+    if (response.status === 401) askForToken();
     if (response.ok) return await response.json();
     throw await refused(response);
   } catch (error) {
