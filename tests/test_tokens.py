@@ -436,7 +436,7 @@ def test_tokens_are_nowhere_to_be_seen_of_a_whole_server(
 ) -> None:
     """Two workers, told by the environment, that log all they can; asked rightly and wrongly."""
     arguments = ["--model-repository", str(repository), "--workers=2", "--log-level=debug"]
-    arguments += ["--access-log=1", "--log-format=json", f"--transport={transport}"]
+    arguments += ["--access-log=1", "--log-format=json", "--transport", transport]
     with server_process(*arguments, environ={"DIGITS_TOKENS": FILE}) as process:
         port = process.wait_for(r"workers listen on \S+:(\d+)")[1]
         process.wait_for("all 2 workers are ready")
