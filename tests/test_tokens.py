@@ -187,8 +187,8 @@ def guarded(
 ) -> Iterator[Running]:
     file = tmp_path_factory.mktemp("tokens") / "tokens"
     file.write_text(FILE)
-    options = {"model_control_mode": "explicit", "load_model": ("*",), "transport": transport}
-    with serve(repository, token_file=file, **options) as running:
+    options = {"model_control_mode": "explicit", "load_model": ("*",)}
+    with serve(repository, transport=transport, token_file=file, **options) as running:
         yield running
 
 
