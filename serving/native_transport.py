@@ -26,6 +26,7 @@ from serving.native_models import NativeModels, NativeSeries
 from serving.registry import ServedModel
 from serving.status import log_fault
 from serving.tls import tls_files
+from serving.tokens import Grant, Need
 from serving.transport import KEEPALIVE, MAX_CALLS_PER_CONNECTION
 
 if TYPE_CHECKING:  # it need not be built
@@ -129,6 +130,16 @@ class NativeTransport:
             taken = {k: served.routed for k, served in routes().items() if served.routed}
             self._server.set_routes(taken)
 
+    def authorize(self, grants: tuple[Grant, ...]) -> None:
+        """Take from now on ModelInfer with these tokens only."""
+        self._server.set_tokens(
+            [(g.name, g.digest, Need.INFER in g.roles, g.rate, g.burst) for g in grants]
+        )
+
+    def wait_for_rate(self, grant: Grant) -> float:
+        """As Rates.wait, of what calls to the lane have left."""
+        return self._server.wait_for_rate(grant.name)
+
     def trace(self, rates: Mapping[str, int]) -> None:
         """One request in so many of each model is to be passed on, where it is traced; 0 is none.
         Under the empty name: of models that are not named."""
@@ -169,6 +180,7 @@ class NativeTransport:
             "max_connections": config.max_connections,
             "idle_timeout": config.max_connection_idle,
             "stall_timeout": config.stall_timeout,
+            "tokens": config.token_file is not None or bool(config.tokens),
             "log_every": config.access_log,
             "traces_observed": bool(config.otlp_endpoint),
         }

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
+import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -23,6 +24,7 @@ from serving import health
 from serving import model as models
 from serving.addresses import address, check_free
 from serving.admin import Admin, ProcessAdmin
+from serving.authorization import Authorization
 from serving.classifier import Classifier
 from serving.classify_rpcs import ClassifyHandlers
 from serving.config import ServerConfig
@@ -35,6 +37,7 @@ from serving.drift_watch import DriftWatch
 from serving.errors import ModelLoadError, StartupError
 from serving.families import Exported
 from serving.feedback import Feedback, published_labels
+from serving.gate import Gate
 from serving.http.app import application
 from serving.http.bodies import LIMIT, Bodies
 from serving.http.history import History
@@ -51,6 +54,7 @@ from serving.room import Room
 from serving.scrapes import MetricsServer
 from serving.servicer import SERVICE, InferenceServicer, handlers
 from serving.tls import tls_files
+from serving.tokens import Grant
 from serving.trace import Tracer
 from serving.transport import Handlers, add_port, grpc_server
 
@@ -97,6 +101,7 @@ class InferenceServer:
         self._stopping = False
         self._health = health.HealthServicer()
         self._metrics = Metrics(counters, version(), worker)
+        self._authorization = Authorization(config)
         module, self._why_transport = choose(config.transport)
         self._lane = _lane(module, config, self._metrics, keys, counters)
         self._metrics.set(Exported.in_flight_limit, config.room)
@@ -116,7 +121,9 @@ class InferenceServer:
             config.priority_levels,
             observers(config, self._spans, chosen=self._lane is not None),
         )
-        self._grpc = grpc_server(config, private=self._lane is not None)
+        if self._lane:
+            self._authorization.count_by(self._lane.wait_for_rate)
+        self._grpc = self._grpc_server()
         self.services = self._services(self._servicer(admin_of(self.admin), tracer))
         self._add_services(self.services)
         app = application(self.services)
@@ -124,6 +131,12 @@ class InferenceServer:
         self._loader = threading.Thread(target=self._run, name="control", daemon=True)
         self.port = 0
         self.http_port = 0
+
+    def _grpc_server(self) -> grpc.Server:
+        private = self._lane is not None
+        gate = Gate(self._authorization, self.service, private=private)
+        gates = [gate] if self._authorization.required else []
+        return grpc_server(self._config, private=private, interceptors=gates)
 
     @property
     def ready(self) -> bool:
@@ -142,6 +155,7 @@ class InferenceServer:
         for name in (*READINESS, STARTUP, *{state.name for state in self.registry.index}):
             self._health.set(name, NOT_SERVING)
         self._health.set(LIVENESS, SERVING)
+        self._authorization.follow(self._tokens_changed)
         self.port = self._listen()
         if self._http:
             self._http.start()
@@ -186,6 +200,7 @@ class InferenceServer:
         end = time.monotonic() + self._config.drain_timeout
         self.control.stop()
         self._prober.stop()
+        self._authorization.stop()
         self._health.enter_graceful_shutdown()
         if self._lane:
             self._lane.drain()
@@ -249,6 +264,10 @@ class InferenceServer:
         self._feedback.expect(manifest, show=self._worker == 0)
         return served
 
+    def _tokens_changed(self, grants: tuple[Grant, ...]) -> None:
+        if self._lane:
+            self._lane.authorize(grants)
+
     def _model_changed(self, name: str, served: bool) -> None:
         if self._lane:
             self._lane.route(lambda: self.registry.routes)
@@ -276,15 +295,25 @@ class InferenceServer:
         history = History(self._metrics.sums)
         bodies = Bodies(max(LIMIT, 4 * self._config.max_message_bytes))
         return Services(
-            self._config, self.service, servicer, digits, room, classifier, history, bodies
+            self._config,
+            self.service,
+            servicer,
+            digits,
+            room,
+            classifier,
+            history,
+            bodies,
+            self._authorization,
         )
 
     def _add_services(self, services: Services) -> None:
-        self._handlers = Handlers(self.service, handlers(services.v2), services.room)
+        authorization = services.authorization
+        v2 = handlers(services.v2, authorization)
+        self._handlers = Handlers(self.service, v2, services.room, authorization)
         self._grpc.add_generic_rpc_handlers((self._handlers,))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-        add_digits_service(self._grpc, services.digits)
-        self._classify = ClassifyHandlers(services.classifier, services.room)
+        add_digits_service(self._grpc, services.digits, authorization)
+        self._classify = ClassifyHandlers(services.classifier, services.room, authorization)
         self._grpc.add_generic_rpc_handlers((self._classify,))
         names = [SERVICE.full_name, DIGITS.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME]
         reflection.enable_server_reflection(names, self._grpc)

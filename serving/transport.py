@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ import grpc
 from grpc import _server as grpc_internals
 
 from serving.access import Timing
+from serving.authorization import Authorization
 from serving.calls import MethodHandler, caller_of, deadline_of
 from serving.config import ServerConfig
 from serving.inference import Answering, InferenceService
@@ -57,7 +58,12 @@ Send = Callable[[bytes | None], None]
 Finish = Callable[[Any, bytes, Send], None]
 
 
-def grpc_server(config: ServerConfig, *, private: bool = False) -> grpc.Server:
+def grpc_server(
+    config: ServerConfig,
+    *,
+    private: bool = False,
+    interceptors: Sequence[grpc.ServerInterceptor] = (),  # type: ignore[type-arg]  # as below
+) -> grpc.Server:
     """A server without services that listens nowhere yet.
 
     A `private` one is behind the native lane, which has its clients' connections end in time: its
@@ -71,6 +77,7 @@ def grpc_server(config: ServerConfig, *, private: bool = False) -> grpc.Server:
     ending = [] if private else [(name, limit) for name, limit in limits.items() if limit]
     return grpc.server(
         ReceivingPool(*THREADS, name="rpc"),
+        interceptors=list(interceptors),
         options=[
             # Two servers must not share a port by accident; workers of one do by design.
             ("grpc.so_reuseport", int(config.workers > 1)),
@@ -107,13 +114,18 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # none at run
     """
 
     def __init__(
-        self, service: InferenceService, others: Mapping[str, MethodHandler], room: Room
+        self,
+        service: InferenceService,
+        others: Mapping[str, MethodHandler],
+        room: Room,
+        authorization: Authorization,
     ) -> None:
         self._room = room
         self._pool = receiving_pool()
         self._infer = infer_handler(service, self._pool)
         self._refuse = refuse_handler(service)
-        methods = {**others, "ModelStreamInfer": stream_handler(service, room)}
+        stream = stream_handler(service, room, authorization)
+        methods = {**others, "ModelStreamInfer": stream}
         self._others = {f"/{SERVICE.full_name}/{name}": each for name, each in methods.items()}
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> MethodHandler | None:
@@ -166,10 +178,15 @@ def infer_handler(
 
 
 def refuse_handler(service: Answering, rpc: str = "ModelInfer") -> MethodHandler:
+    """Refuses a call, as there is no room for it."""
+    return refusing(lambda context: service.refuse_unread(caller=partial(caller_of, rpc, context)))
+
+
+def refusing(refusal: Callable[[Any], Refusal]) -> MethodHandler:
     """Refuses a call without reading its request: to grpcio that is a stream, nobody asks for."""
 
     def refuse(messages: Iterator[bytes], context: Any, send: Send) -> None:
-        _refuse(context, service.refuse_unread(caller=partial(caller_of, rpc, context)))
+        _refuse(context, refusal(context))
         send(None)
 
     return grpc.stream_stream_rpc_method_handler(_non_blocking(refuse, _Inline(1)))

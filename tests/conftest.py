@@ -528,13 +528,17 @@ class Process:
 
 
 @contextmanager
-def server_process(*arguments: str) -> Iterator[Process]:
-    """Run the server's command line with free ports; killed after LIFETIME or when left."""
+def server_process(
+    *arguments: str, environ: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[Process]:
+    """Run the server's command line with free ports, and with more in its environment; killed after
+    LIFETIME or when left."""
     command = [sys.executable, "-m", "serving", "--grpc-port", "0", "--metrics-port", "0"]
     command += ["--http-port", "0"]
     popen = subprocess.Popen(
         [*command, *arguments],
         cwd=ROOT,
+        env={**os.environ, **environ},
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,

@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
 from serving.access import Caller
+from serving.authorization import Asker
 from serving.errors import DeadlineExceeded, InvalidInput, RequestCancelled, ServingError
 from serving.http.connection import peer
 from serving.http.services import Services
@@ -35,6 +36,16 @@ _MEANT: dict[int, type[ServingError]] = {408: DeadlineExceeded}
 def peer_of(request: Request) -> str:
     """Who asks, as gRPC names peers: ipv4:127.0.0.1:5000, ipv6:%5B::1%5D:5000."""
     return peer(request.client)
+
+
+def tokens_of(request: Request) -> list[str]:
+    """Its `authorization` headers."""
+    return request.headers.getlist("authorization")
+
+
+def asker_of(request: Request) -> Asker:
+    """Who asks, and with which roles, as far as `permissions` found some."""
+    return Asker(peer_of(request), getattr(request.state, "roles", frozenset()))
 
 
 def caller_of(rpc: str, request: Request) -> Caller:

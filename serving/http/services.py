@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from serving.authorization import Authorization
 from serving.classifier import Classifier
 from serving.config import ServerConfig
 from serving.digits import DigitsServicer
@@ -16,7 +17,7 @@ from serving.servicer import InferenceServicer
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """`v2` and `digits` have a method for each unary RPC, of the request and the caller's peer;
+    """`v2` and `digits` have a method for each unary RPC, of the request and who asks;
     what is inferred goes to `inference`, where there is `room`, and images to the threads and the
     registry of `classifier`. `bodies` counts what is being received."""
 
@@ -28,3 +29,4 @@ class Services:
     classifier: Classifier
     history: History
     bodies: Bodies
+    authorization: Authorization

@@ -20,6 +20,7 @@ from starlette.routing import BaseRoute, Route
 
 from serving.errors import NotSupported
 from serving.http import asking, binary_tensors, encodings, infer_json, v2_admin
+from serving.http.asking import asker_of
 from serving.http.messages_json import as_json
 from serving.http.services import Services
 from serving.http.status import Endpoint, Refused, answering
@@ -82,42 +83,42 @@ class _V2:
 
     async def live(self, request: Request) -> Response:
         """200: the process answers."""
-        return JSONResponse(as_json(self._v2.ServerLive(pb.ServerLiveRequest(), _peer(request))))
+        return JSONResponse(as_json(self._v2.ServerLive(pb.ServerLiveRequest(), asker_of(request))))
 
     async def ready(self, request: Request) -> Response:
         """200 or 503."""
-        found = self._v2.ServerReady(pb.ServerReadyRequest(), _peer(request))
+        found = self._v2.ServerReady(pb.ServerReadyRequest(), asker_of(request))
         return JSONResponse(as_json(found), 200 if found.ready else 503)
 
     async def model_ready(self, request: Request) -> Response:
         """200, or 503, also for a model that is not known, as gRPC says "not ready" of both."""
         name, version = _model(request)
         asked = pb.ModelReadyRequest(name=name, version=version)
-        found = self._v2.ModelReady(asked, _peer(request))
+        found = self._v2.ModelReady(asked, asker_of(request))
         return JSONResponse({"name": name, **as_json(found)}, 200 if found.ready else 503)
 
     async def server_metadata(self, request: Request) -> Response:
         """Name, version, and extensions."""
-        found = as_json(self._v2.ServerMetadata(pb.ServerMetadataRequest(), _peer(request)))
+        found = as_json(self._v2.ServerMetadata(pb.ServerMetadataRequest(), asker_of(request)))
         return JSONResponse({**found, "extensions": [*found["extensions"], *EXTENSIONS]})
 
     async def metadata(self, request: Request) -> Response:
         """A model's."""
         name, version = _model(request)
         asked = pb.ModelMetadataRequest(name=name, version=version)
-        return JSONResponse(as_json(self._v2.ModelMetadata(asked, _peer(request))))
+        return JSONResponse(as_json(self._v2.ModelMetadata(asked, asker_of(request))))
 
     async def config(self, request: Request) -> Response:
         """A model's."""
         name, version = _model(request)
         asked = pb.ModelConfigRequest(name=name, version=version)
-        return JSONResponse(as_json(self._v2.ModelConfig(asked, _peer(request)).config))
+        return JSONResponse(as_json(self._v2.ModelConfig(asked, asker_of(request)).config))
 
     async def statistics(self, request: Request) -> Response:
         """A model's, or all; on a thread, as it reads the counters' files."""
         name, version = _model(request)
         asked = pb.ModelStatisticsRequest(name=name, version=version)
-        found = await run_in_threadpool(self._v2.ModelStatistics, asked, _peer(request))
+        found = await run_in_threadpool(self._v2.ModelStatistics, asked, asker_of(request))
         return JSONResponse(as_json(found))
 
     async def infer(self, request: Request) -> Response:
@@ -187,7 +188,3 @@ def _get(path: str, endpoint: Endpoint) -> Route:
 def _model(request: Request) -> tuple[str, str]:
     """Name and version of the path; empty where it has none."""
     return request.path_params.get("model", ""), request.path_params.get("version", "")
-
-
-def _peer(request: Request) -> str:
-    return asking.peer_of(request)

@@ -4,6 +4,8 @@
  * Paths are relative to the page, so that it also works below a prefix of somebody's proxy.
  */
 
+import { askForToken, authorization } from "./token.js";
+
 /**
  * @typedef {{model: string, version: string, label: string, classes: string[],
  *   probabilities: number[], prediction_id: string, batch_size: number,
@@ -130,10 +132,13 @@ export function again(error, attempt) {
 async function request(path, options = {}, signal = new AbortController().signal) {
   const late = AbortSignal.timeout(PATIENCE * 1000);
   const ends = AbortSignal.any([signal, late]);
-  const { response, text } = await fetched(path, { ...options, signal: ends }).catch((error) => {
+  const headers = { ...options.headers, ...authorization() };
+  const told = { ...options, headers, signal: ends };
+  const { response, text } = await fetched(path, told).catch((error) => {
     if (signal.aborted) throw error;
     throw new Away(late.aborted ? `no answer in ${PATIENCE} s` : "no connection");
   });
+  if (response.status === 401) askForToken();
   if (!response.ok) throw refused(response, text);
   return JSON.parse(text);
 }

@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -29,6 +30,7 @@ namespace {
 
 using Spec = std::tuple<std::string, std::string, std::vector<std::int64_t>>;
 using Settings = std::map<std::string, double>;
+using Token = std::tuple<std::string, std::string, bool, double, double>;  // Grant's, in its order
 using Key = std::pair<std::string, std::string>;  // name and version
 
 std::vector<TensorSpec> specs_of(const std::vector<Spec>& specs) {
@@ -84,6 +86,7 @@ class PythonServer {
     service.room = static_cast<std::size_t>(settings_.at("room"));
     service.priority_levels = static_cast<int>(settings_.at("priority_levels"));
     service.prediction_ids = key.has_value();
+    service.tokens = settings_.at("tokens") != 0;
     service.log_every = static_cast<std::uint64_t>(settings_.at("log_every"));
     service.failed = fault_logger(std::move(failed));
     auto signer = key ? std::make_shared<const Signer>(std::string(*key)) : nullptr;
@@ -116,6 +119,23 @@ class PythonServer {
   void set_trace_rates(const std::map<std::string, std::uint64_t>& rates) {
     const WithoutPython others_run;
     service_->set_trace_rates(rates);
+  }
+
+  void set_tokens(const std::vector<Token>& tokens) {
+    std::vector<Grant> grants;
+    for (const auto& [name, digest, infer, rate, burst] : tokens) {
+      Grant grant{name, {}, infer, rate, burst};
+      if (digest.size() != grant.digest.size()) throw std::invalid_argument("no SHA-256");
+      std::copy(digest.begin(), digest.end(), grant.digest.begin());
+      grants.push_back(std::move(grant));
+    }
+    const WithoutPython others_run;
+    service_->tokens.set(std::move(grants));
+  }
+
+  Seconds wait_for_rate(const std::string& name) {
+    const WithoutPython others_run;
+    return service_->tokens.wait(name, now());
   }
 
   void passed_on(int more) { service_->passed_on(more); }
@@ -168,6 +188,8 @@ void bind_server(py::module_& module) {
       .def("start", &PythonServer::start, py::arg("listeners"))
       .def("set_routes", &PythonServer::set_routes, py::arg("routes"))
       .def("set_trace_rates", &PythonServer::set_trace_rates, py::arg("rates"))
+      .def("set_tokens", &PythonServer::set_tokens, py::arg("tokens"))
+      .def("wait_for_rate", &PythonServer::wait_for_rate, py::arg("name"))
       .def("passed_on", &PythonServer::passed_on, py::arg("more"))
       .def_property_readonly("in_flight", &PythonServer::in_flight)
       .def("drain", &PythonServer::drain)
