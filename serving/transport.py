@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
 from functools import partial
@@ -26,7 +27,8 @@ from serving.replies import Refusal, Reply
 from serving.room import Room
 from serving.servicer import SERVICE
 from serving.streaming import stream_handler
-from serving.tls import tls_files
+from serving.tls import TlsFiles
+from serving.tls_watch import TlsWatch
 
 # Threads that receive and parse requests, and at most, while callers send slowly.
 RECEIVING_THREADS = 8
@@ -85,18 +87,33 @@ def grpc_server(config: ServerConfig, *, private: bool = False) -> grpc.Server:
     )
 
 
-def add_port(server: grpc.Server, where: str, config: ServerConfig) -> int:
-    """Listen at host:port, by TLS if that is configured; the port.
-
-    StartupError names a file that is no good.
-    """
-    files = tls_files(config)
-    if files is None:
+def add_port(server: grpc.Server, where: str, tls: TlsWatch) -> int:
+    """Listen at host:port, by TLS and its newest files if that is configured; the port."""
+    if tls.files is None:
         return server.add_insecure_port(where)
-    credentials = grpc.ssl_server_credentials(
-        [(files.key, files.certificate)], files.client_ca, files.client_ca is not None
+    renewed: deque[grpc.ServerCertificateConfiguration] = deque(maxlen=1)
+    tls.follow(lambda files: renewed.append(_certificates(files)))
+    credentials = grpc.dynamic_ssl_server_credentials(
+        _certificates(tls.files),
+        lambda: _newest(renewed),
+        require_client_authentication=tls.files.client_ca is not None,
     )
     return server.add_secure_port(where, credentials)
+
+
+def _certificates(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
+    pair = (files.key, files.certificate)
+    return grpc.ssl_server_certificate_configuration([pair], files.client_ca)
+
+
+def _newest(
+    renewed: deque[grpc.ServerCertificateConfiguration],
+) -> grpc.ServerCertificateConfiguration | None:
+    """What grpcio asks for at each handshake, of any thread: what it does not have yet."""
+    try:
+        return renewed.pop()
+    except IndexError:
+        return None
 
 
 class Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # none at run time
