@@ -12,7 +12,7 @@ import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from serving.config import ServerConfig
@@ -21,6 +21,8 @@ from serving.errors import StartupError
 # Of DER: X.690 8.1 has tags and lengths; RFC 5280 4.1 what a certificate is made of.
 _VERSION, _UTC_TIME = 0xA0, 0x17
 _LONG_LENGTH = 0x80
+# Days. A certificate that ends sooner is warned of.
+SOON = 14.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,16 @@ def expiry(certificate: bytes) -> datetime:
     _, (tag, text) = _parts(fields[3])  # after serial number, algorithm and issuer
     year = "%y" if tag == _UTC_TIME else "%Y"
     return datetime.strptime(text.decode("ascii"), f"{year}%m%d%H%M%SZ").replace(tzinfo=UTC)
+
+
+def ends_soon(certificate: bytes) -> str:
+    """When it ends, for whoever must renew it; nothing where that has time."""
+    end, now = expiry(certificate), datetime.now(UTC)
+    when = f"{end:%Y-%m-%d %H:%M:%S} UTC"
+    if end <= now:
+        return f"expired on {when}"
+    days = (end - now) / timedelta(days=1)
+    return f"expires on {when}, in {days:.1f} days" if days < SOON else ""
 
 
 def _parts(der: bytes) -> Iterator[tuple[int, bytes]]:

@@ -9,19 +9,15 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 from serving.config import ServerConfig
 from serving.errors import StartupError
 from serving.families import Exported
 from serving.series import SeriesWriter
-from serving.tls import TlsFiles, check, expiry, read, tls_files
+from serving.tls import TlsFiles, check, ends_soon, expiry, read, tls_files
 
 # Seconds between two looks: three small files are read.
 LOOK_EVERY = 1.0
-# A certificate that ends sooner is warned of.
-SOON = timedelta(days=14)
 
 Take = Callable[[TlsFiles], None]
 
@@ -84,6 +80,7 @@ class TlsWatch:
                 log.exception("the files of TLS cannot be taken")
 
     def _take(self, files: TlsFiles) -> None:
+        self._refused = files, ""  # should one of them fail, these are not tried again
         for take in self._takers:
             take(files)
         self.files, self._refused = files, None
@@ -97,15 +94,7 @@ class TlsWatch:
         self._refused = files, reason
 
     def _tell_expiry(self, files: TlsFiles) -> None:
-        end = expiry(files.certificate)
-        self._metrics.set(Exported.tls_certificate_expiry, end.timestamp())
-        _warn(self._config.tls_certificate, end, datetime.now(UTC))
-
-
-def _warn(path: Path | None, end: datetime, now: datetime) -> None:
-    """Of a certificate that is not good for long."""
-    if end <= now:
-        log.warning("--tls-certificate: %s: expired on %s", path, f"{end:%Y-%m-%d %H:%M:%S} UTC")
-    elif end - now < SOON:
-        when = f"{end:%Y-%m-%d %H:%M:%S} UTC, in {(end - now) / timedelta(days=1):.1f} days"
-        log.warning("--tls-certificate: %s: expires on %s", path, when)
+        end = expiry(files.certificate).timestamp()
+        self._metrics.set(Exported.tls_certificate_expiry, end)
+        if ends := ends_soon(files.certificate):
+            log.warning("--tls-certificate: %s: %s", self._config.tls_certificate, ends)

@@ -31,6 +31,7 @@ from certificates import (
 from conftest import PATIENCE, Running, publish_times, server_process, until
 
 from serving.config import ServerConfig
+from serving.doctor import OK, WARN, examine
 from serving.families import Exported
 from serving.pb import inference_pb2_grpc as pb_grpc
 from serving.series import SeriesWriter
@@ -367,7 +368,7 @@ def test_a_fault_that_went_away_and_comes_again_is_said_again(
 
 
 def test_a_certificate_that_ends_soon_or_has_ended_is_warned_of(
-    watched: Watched, ours: Authority, caplog: pytest.LogCaptureFixture
+    watched: Watched, ours: Authority, models: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     secret, watch, metrics, _ = watched
     path = secret.options["tls_certificate"]
@@ -386,6 +387,9 @@ def test_a_certificate_that_ends_soon_or_has_ended_is_warned_of(
         watch.look()
         assert len(warnings(caplog)) == (said is not None)
         assert said is None or re.search(said, warnings(caplog)[0])
+        config = ServerConfig(model_repository=models, **secret.options)  # type: ignore[arg-type]
+        found = [each.status for each in examine(config) if each.subject == "--tls-certificate"]
+        assert found == [OK] + [WARN] * (said is not None)
         told = metrics.slots(Exported.tls_certificate_expiry)[0]
         assert told == pytest.approx(end_by_openssl(certificate).timestamp(), abs=1e-3)
 
@@ -394,6 +398,29 @@ def end_by_openssl(certificate: Path) -> datetime:
     said = openssl("x509", "-in", certificate, "-noout", "-enddate")
     end = datetime.strptime(said.strip(), "notAfter=%b %d %H:%M:%S %Y GMT")
     return end.replace(tzinfo=UTC)
+
+
+def test_what_somebody_cannot_take_is_logged_once_and_the_next_is_tried(
+    watched: Watched, ours: Authority
+) -> None:
+    secret, watch, _, taken = watched
+
+    def take(files: TlsFiles) -> None:
+        if files.certificate == strange.read_bytes():
+            raise RuntimeError("no start line")
+
+    watch.follow(take)
+    strange, next_one = ours.sign("strange", "DNS:localhost"), ours.sign("fine", "DNS:localhost")
+    secret.hold(strange, ours.certificate)
+    with pytest.raises(RuntimeError):
+        watch.look()
+    watch.look()
+    secret.hold(next_one, ours.certificate)
+    watch.look()
+    assert [each.certificate for each in taken] == [
+        each.read_bytes() for each in (strange, next_one)
+    ]
+    assert watch.files == taken[-1]
 
 
 def test_without_tls_nobody_looks(tmp_path: Path) -> None:

@@ -108,8 +108,7 @@ class _Server(uvicorn.Server):
         tls, before = self.tls, self.servers
         self.servers = [await self._server(each.dup(), tls) for each in self._sockets]
         self._listening_by = tls
-        for server in before:
-            server.close()
+        await _close(before)
 
     async def _server(
         self, listening: socket.socket, tls: ssl.SSLContext | None
@@ -149,8 +148,7 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let requests be answered until `force_exit`; then whoever is left is cut off."""
-        for server in self.servers:
-            server.close()
+        await _close(self.servers)
         for listening in self._sockets:
             listening.close()
         for each in self._connections():
@@ -169,6 +167,17 @@ class _Server(uvicorn.Server):
     def _connections(self) -> list[Connection]:
         """Those that are open; looking at them may end some."""
         return [each for each in self.server_state.connections if isinstance(each, Connection)]
+
+
+async def _close(servers: list[asyncio.base_events.Server]) -> None:
+    """Listen no more, and lose nobody: asyncio makes the connection of who was accepted a turn
+    later, and resets it where the server is closed by then."""
+    for server in servers:
+        for each in server.sockets:
+            asyncio.get_running_loop().remove_reader(each.fileno())
+    await asyncio.sleep(0)
+    for server in servers:
+        server.close()
 
 
 def _uvicorn_config(app: ASGIApp) -> uvicorn.Config:
