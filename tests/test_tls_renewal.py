@@ -142,8 +142,12 @@ def test_a_new_certificate_is_taken_under_load_and_nobody_notices(
 ) -> None:
     first = ours.sign("first", "DNS:localhost")
     secret = Secret(tmp_path, first)
-    options = {**secret.options, "allow_http": True, "transport": transport}
-    with serve(models, **options) as own, kept_open(own, ours) as kept, load(own, ours) as answered:
+    options = {**secret.options, "allow_http": True}
+    with (
+        serve(models, transport=transport, **options) as own,
+        kept_open(own, ours) as kept,
+        load(own, ours) as answered,
+    ):
         until(lambda: min(answered()) > 0)
         assert shows(own, ours, first)
         assert live(kept)
@@ -184,8 +188,8 @@ def test_clients_of_a_ca_that_was_replaced_are_refused_and_those_of_the_new_one_
     certificate = ours.sign("mutual", "DNS:localhost")
     old, new = ours.sign("old", "DNS:c.example"), theirs.sign("new", "DNS:c.example")
     secret = Secret(tmp_path, certificate, ours.certificate)
-    options = {**secret.options, "allow_http": True, "transport": transport}
-    with serve(models, **options) as own, asking(own, ours, old) as kept:
+    options = {**secret.options, "allow_http": True}
+    with serve(models, transport=transport, **options) as own, asking(own, ours, old) as kept:
         assert kept() == [2.0]
         with asking(own, ours, new) as ask:
             assert refused(ask) == grpc.StatusCode.UNAVAILABLE
