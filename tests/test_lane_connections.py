@@ -479,9 +479,9 @@ def test_a_call_that_outlives_its_connection_ends_after_the_grace(
     limits = {"max_connection_age": 0.5, "drain_timeout": 0.5}
     with serve(tmp_path, transport=transport, **limits) as running:
         never = threading.Event()
-        requests: Iterator[pb.ModelInferRequest] = iter(lambda: never.wait(PATIENCE), True)
+        requests = (pb.ModelInferRequest() for _ in iter(never.wait, True))
         with pytest.raises(grpc.RpcError) as ended:
-            next(running.stub.ModelStreamInfer(requests))
+            list(running.stub.ModelStreamInfer(requests))
         never.set()
         assert ended.value.code() == grpc.StatusCode.UNAVAILABLE
 

@@ -45,24 +45,24 @@ Serve = Callable[..., AbstractContextManager[Running]]
 HTTP_2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ours(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return authority(tmp_path_factory.mktemp("ours"), "ours")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def theirs(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return authority(tmp_path_factory.mktemp("theirs"), "theirs")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models")
     publish_times(path)
     return path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def by_tls(serve: Serve, models: Path, ours: Authority, transport: str) -> Iterator[Running]:
     """A server whose certificate ours has signed, for localhost."""
     own_files = files(ours.sign("server", "DNS:localhost"))
@@ -70,7 +70,7 @@ def by_tls(serve: Serve, models: Path, ours: Authority, transport: str) -> Itera
         yield own
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def mutual(serve: Serve, models: Path, ours: Authority, transport: str) -> Iterator[Running]:
     """One that takes only clients whose certificates ours has signed."""
     own_files = files(ours.sign("mutual", "DNS:*.example,DNS:localhost"))
