@@ -40,7 +40,7 @@ LANE_TESTS ?= $(patsubst %,tests/test_%.py,access admin async_client client clie
 # And those that are run over a module with AddressSanitizer in it, by `make lane-asan-python`: of tests
 # that take each transport, that of the lane.
 LANE_ASAN_TESTS ?= $(patsubst %,tests/test_%.py,native_batcher batcher transports reload protocol \
-  overload tls lane_connections lane_metrics sampling)
+  overload tls tls_renewal lane_connections lane_metrics sampling)
 # For each fuzzer.
 SECONDS_EACH ?= 20
 LANE_SOURCES := $(wildcard serving/lane/CMakeLists.txt serving/lane/build.py serving/lane/core/* serving/lane/binding/*)

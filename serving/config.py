@@ -395,7 +395,8 @@ class ServerConfig:
         metadata=_about(
             "network",
             "serve gRPC and HTTP by TLS, with this certificate and those that lead to its CA, in"
-            " PEM; needs --tls-key. Metrics stay without TLS. Read at the start only",
+            " PEM; needs --tls-key. New files are taken within seconds, without a restart. Metrics"
+            " stay without TLS",
         ),
     )
     tls_key: Path | None = field(

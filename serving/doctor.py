@@ -30,7 +30,7 @@ from serving.model import load
 from serving.observers import spans_class
 from serving.options import parse
 from serving.prediction_ids import feedback_keys
-from serving.tls import tls_files
+from serving.tls import ends_soon, tls_files
 from serving.tokens import configured
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
@@ -204,6 +204,8 @@ def _tls(config: ServerConfig) -> Iterator[Finding]:
     if files:
         clients = "clients show one, too" if files.client_ca else "clients show none"
         yield Finding(OK, subject, f"{config.tls_certificate}: with its key; {clients}")
+        if ends := ends_soon(files.certificate):
+            yield Finding(WARN, subject, f"{config.tls_certificate}: {ends}", "renew it")
 
 
 def _tokens(config: ServerConfig) -> Iterator[Finding]:

@@ -54,6 +54,7 @@ from serving.room import Room
 from serving.scrapes import MetricsServer
 from serving.servicer import SERVICE, InferenceServicer, handlers
 from serving.tls import tls_files
+from serving.tls_watch import TlsWatch
 from serving.tokens import Grant
 from serving.trace import Tracer
 from serving.transport import Handlers, add_port, grpc_server
@@ -102,8 +103,9 @@ class InferenceServer:
         self._health = health.HealthServicer()
         self._metrics = Metrics(counters, version(), worker)
         self._authorization = Authorization(config)
+        self._tls = TlsWatch(config, self._metrics)
         module, self._why_transport = choose(config.transport)
-        self._lane = _lane(module, config, self._metrics, keys, counters)
+        self._lane = _lane(module, config, self._metrics, keys, counters, self._tls)
         self._metrics.set(Exported.in_flight_limit, config.room)
         self.registry = ModelRegistry(self._model_changed)
         self._prober = Prober(self.registry, config.probe_interval)
@@ -127,7 +129,7 @@ class InferenceServer:
         self.services = self._services(self._servicer(admin_of(self.admin), tracer))
         self._add_services(self.services)
         app = application(self.services)
-        self._http = HttpServer(config, app) if config.allow_http else None
+        self._http = HttpServer(config, app, self._tls) if config.allow_http else None
         self._loader = threading.Thread(target=self._run, name="control", daemon=True)
         self.port = 0
         self.http_port = 0
@@ -160,6 +162,7 @@ class InferenceServer:
         if self._http:
             self._http.start()
             self.http_port = self._http.port
+        self._tls.start()
         self.report_readiness()
 
     def _listen(self) -> int:
@@ -167,7 +170,7 @@ class InferenceServer:
         if config.workers == 1:
             check_free("--grpc-port", config.host, config.grpc_port)
         if not self._lane:
-            port = add_port(self._grpc, address(config.host, config.grpc_port), config)
+            port = add_port(self._grpc, address(config.host, config.grpc_port), self._tls)
             self._grpc.start()
             return port
         self._grpc.add_insecure_port(self._lane.upstream)
@@ -199,6 +202,7 @@ class InferenceServer:
         self._stopping = self.service.draining = True
         end = time.monotonic() + self._config.drain_timeout
         self.control.stop()
+        self._tls.stop()
         self._prober.stop()
         self._authorization.stop()
         self._health.enter_graceful_shutdown()
@@ -371,11 +375,14 @@ def _lane(
     metrics: Metrics,
     keys: Sequence[bytes],
     directory: Path,
+    tls: TlsWatch,
 ) -> NativeTransport | None:
     if module is None:
         return None
     key = keys[0] if config.prediction_ids else None
-    return NativeTransport(module, config, metrics, key, directory)
+    lane = NativeTransport(module, config, metrics, key, directory, tls.files)
+    tls.follow(lane.renew)
+    return lane
 
 
 def version() -> str:

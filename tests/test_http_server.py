@@ -9,15 +9,17 @@ import json
 import logging
 import re
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import uvicorn
+from certificates import authority, files
 from conftest import PATIENCE, threads_named, until, wait_for_threads
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -37,6 +39,8 @@ from serving.http.connection import (
 )
 from serving.http.guard import HEADERS
 from serving.http.server import HttpServer
+from serving.series import SeriesWriter
+from serving.tls_watch import TlsWatch
 
 MEGABYTE = 1 << 20
 FAULTS = logging.WARNING
@@ -361,6 +365,29 @@ def test_a_client_that_does_not_read_its_answer_is_closed(
         connection.sendall(b"GET /much HTTP/1.1\r\n\r\n")
         until(lambda: "a client does not read its answers" in caplog.messages)
         assert len(rest(connection)) < MUCH
+
+
+def test_over_tls_a_client_that_does_not_read_its_answers_is_closed_as_soon(
+    routes: Routes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "serving.http")
+    ca = authority(tmp_path, "ca")
+    options: dict[str, Any] = files(ca.sign("server", "DNS:localhost"))
+    config = ServerConfig(http_port=0, stall_timeout=1.0, **options)
+    server = HttpServer(config, routes.application(), TlsWatch(config, SeriesWriter(tmp_path)))
+    server.start()
+    context = ssl.create_default_context(cafile=ca.certificate)
+    try:
+        with (
+            client(server) as plain,
+            context.wrap_socket(plain, server_hostname="localhost") as connection,
+        ):
+            connection.sendall(b"GET /much HTTP/1.1\r\n\r\n")
+            until(lambda: "a client does not read its answers" in caplog.messages)
+            with suppress(ssl.SSLEOFError, ConnectionResetError):
+                assert len(rest(connection)) < MUCH
+    finally:
+        server.stop(0.0)
 
 
 def test_a_client_that_reads_its_answer_slowly_gets_it(routes: Routes) -> None:

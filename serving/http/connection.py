@@ -217,9 +217,8 @@ class Connection(HttpToolsProtocol):
             self._since, self._arrived = now, 0
 
     def _leaves_unread(self, now: float) -> bool:
-        """Of what it was to read, it has not taken enough; over TLS, where asyncio does not tell
-        how much there is, the idle timeout and then that of TLS's own farewell end it."""
-        size = self.transport.get_write_buffer_size()
+        """Of what it was to read, it has not taken enough."""
+        size = _unsent(self.transport)
         if not size or self._unread is None:
             self._unread = (now, size) if size else None
             return False
@@ -245,6 +244,14 @@ class Connection(HttpToolsProtocol):
 
     def _facts(self) -> dict[str, str]:
         return {"peer": peer(self.client)}
+
+
+def _unsent(transport: asyncio.Transport) -> int:
+    """Bytes that the socket has not taken. Over TLS, asyncio tells only of those that are not
+    encrypted yet; the transport that the others wait in it keeps to itself."""
+    below = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
+    encrypted: int = below.get_write_buffer_size() if below else 0
+    return transport.get_write_buffer_size() + encrypted
 
 
 def peer(client: tuple[str, int] | None) -> str:

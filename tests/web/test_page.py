@@ -27,6 +27,7 @@ import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from browsing import Draw, Visit, by_finger, by_mouse, by_pen, launched, on_pad
+from certificates import authority
 from conftest import (
     PATIENCE,
     ROOT,
@@ -40,7 +41,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from playwright.sync_api import Browser, Locator, Playwright, Route, expect, sync_playwright
 from prometheus_client.parser import text_string_to_metric_families
-from test_tls import authority
 
 from deploy.service import latest
 from model_repository import HOLDOUT, read_manifest

@@ -51,6 +51,13 @@ std::shared_ptr<ServedModel> served_model(std::string name, std::string version,
                                        std::move(counters));
 }
 
+using TlsTexts = std::tuple<std::string, std::string, std::string>;  // bytes of Python, PEM
+
+TlsOptions tls_of(const TlsTexts& texts) {
+  const auto& [certificate, key, client_ca] = texts;
+  return {certificate, key, client_ca};
+}
+
 Limits limits_of(const Settings& settings) {
   Limits limits;
   limits.max_message_bytes = static_cast<std::size_t>(settings.at("max_message_bytes"));
@@ -71,17 +78,14 @@ Limits limits_of(const Settings& settings) {
 class PythonServer {
  public:
   PythonServer(std::string upstream_path, Settings settings,
-               std::optional<std::tuple<std::string, std::string, std::string>> tls,
-               std::optional<py::bytes> key, py::object refusal, py::object request_bytes,
-               py::object in_flight, const py::dict& connections, py::object failed)
+               const std::optional<TlsTexts>& tls, std::optional<py::bytes> key,
+               py::object refusal, py::object request_bytes, py::object in_flight,
+               const py::dict& connections, py::object failed)
       : settings_(std::move(settings)), outbox_(make_outbox()) {
     options_.upstream_path = std::move(upstream_path);
     options_.limits = limits_of(settings_);
     options_.max_connections = static_cast<std::size_t>(settings_.at("max_connections"));
-    if (tls) {
-      const auto& [certificate, private_key, client_ca] = *tls;
-      options_.tls = TlsOptions{certificate, private_key, client_ca};
-    }
+    if (tls) options_.tls = tls_of(*tls);
     ServiceOptions service;
     service.room = static_cast<std::size_t>(settings_.at("room"));
     service.priority_levels = static_cast<int>(settings_.at("priority_levels"));
@@ -108,6 +112,12 @@ class PythonServer {
     options_.listeners = std::move(listeners);
     server_ = shared_without_python<Server>(options_, service_, outbox_);
     server_->start();
+  }
+
+  // Once it has started.
+  void renew_tls(const TlsTexts& texts) {
+    const WithoutPython others_run;
+    server_->renew(tls_of(texts));
   }
 
   void set_routes(const std::map<Key, std::shared_ptr<ServedModel>>& models) {
@@ -178,14 +188,14 @@ void bind_server(py::module_& module) {
            py::arg("outputs"), py::arg("labels"), py::arg("batcher"), py::arg("counters"));
   py::class_<PythonServer>(module, "Server")
       .def(py::init<std::string, Settings,
-                    std::optional<std::tuple<std::string, std::string, std::string>>,
-                    std::optional<py::bytes>, py::object, py::object, py::object,
-                    const py::dict&, py::object>(),
+                    const std::optional<TlsTexts>&, std::optional<py::bytes>, py::object,
+                    py::object, py::object, const py::dict&, py::object>(),
            py::kw_only(), py::arg("upstream_path"), py::arg("settings"), py::arg("tls"),
            py::arg("key"), py::arg("refusal"), py::arg("request_bytes"), py::arg("in_flight"),
            py::arg("connections"), py::arg("failed"))
       .def("observer", &PythonServer::observer, py::arg("counters"), py::arg("warn"))
       .def("start", &PythonServer::start, py::arg("listeners"))
+      .def("renew_tls", &PythonServer::renew_tls, py::arg("tls"))
       .def("set_routes", &PythonServer::set_routes, py::arg("routes"))
       .def("set_trace_rates", &PythonServer::set_trace_rates, py::arg("rates"))
       .def("set_tokens", &PythonServer::set_tokens, py::arg("tokens"))
