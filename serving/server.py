@@ -23,6 +23,7 @@ from serving import health
 from serving import model as models
 from serving.addresses import address, check_free
 from serving.admin import Admin, ProcessAdmin
+from serving.calls import StrictServer
 from serving.classifier import Classifier
 from serving.classify_rpcs import ClassifyHandlers
 from serving.config import ServerConfig
@@ -277,12 +278,12 @@ class InferenceServer:
     def _add_services(self, services: Services) -> None:
         self._handlers = Handlers(self.service, handlers(services.v2), services.room)
         self._grpc.add_generic_rpc_handlers((self._handlers,))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, StrictServer(self._grpc))
         add_digits_service(self._grpc, services.digits)
         self._classify = ClassifyHandlers(services.classifier, services.room)
         self._grpc.add_generic_rpc_handlers((self._classify,))
         names = [SERVICE.full_name, DIGITS.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME]
-        reflection.enable_server_reflection(names, self._grpc)
+        reflection.enable_server_reflection(names, StrictServer(self._grpc))
 
 
 class Server:

@@ -1,0 +1,22 @@
+"""All the targets by name, and how many cases of each are recorded."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from benchmarks.fuzz import calls, images, messages
+from benchmarks.fuzz.running import Opened
+
+
+class Recorded(NamedTuple):
+    """A target, and how many cases make a full run of it."""
+
+    opened: Opened
+    count: int
+
+
+TARGETS = {
+    "messages": Recorded(messages.opened, 1_000_000),
+    "calls": Recorded(calls.opened, 100_000),
+    "images": Recorded(images.opened, 100_000),
+}
