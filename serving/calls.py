@@ -129,4 +129,6 @@ class StrictServer:
     ) -> None:
         """The methods of one service, by their names."""
         made = {name: strict(handler) for name, handler in handlers.items()}
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, made),))
+        self._server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(service, made),)
+        )

@@ -24,7 +24,9 @@ def main() -> int:
     parser.add_argument("targets", nargs="*", help=f"of {', '.join(TARGETS)}; all of them")
     parser.add_argument("--count", type=int, help="cases of each; else what each is recorded with")
     parser.add_argument("--seed", type=int, default=0, help="[%(default)s]")
-    parser.add_argument("--first", type=int, default=0, help="the first case's number [%(default)s]")
+    parser.add_argument(
+        "--first", type=int, default=0, help="the first case's number [%(default)s]"
+    )
     parser.add_argument("--output", type=Path, help="a file of one JSON object a line")
     parser.add_argument("--replay", type=Path, nargs="+", help="files to judge, of one target")
     arguments = parser.parse_args()

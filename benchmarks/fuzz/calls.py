@@ -199,5 +199,3 @@ def opened() -> Iterator[Target]:
                 for each in servers
             ]
         )
-
-

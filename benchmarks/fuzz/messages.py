@@ -185,7 +185,9 @@ def check_echo(message: bytes, response: pb.ModelInferResponse) -> None:
     request = pb.ModelInferRequest.FromString(message)
     if (response.id, response.model_name) != (request.id, request.model_name):
         raise Wrong(f"the answer is another's: {response.id} {response.model_name}", message)
-    sent = dict(zip((each.name for each in request.inputs), request.raw_input_contents, strict=False))
+    sent = dict(
+        zip((each.name for each in request.inputs), request.raw_input_contents, strict=False)
+    )
     classified = {each.name for each in request.outputs if each.parameters}
     for output, raw in zip(response.outputs, response.raw_output_contents, strict=True):
         size = DATATYPES[output.datatype].dtype.itemsize

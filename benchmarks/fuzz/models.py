@@ -47,9 +47,7 @@ def publish_all(repository: Path) -> None:
     publish_digits(repository)
 
 
-def publish_echo(
-    repository: Path, name: str, shape: tuple[int, ...], types: Sequence[str]
-) -> Path:
+def publish_echo(repository: Path, name: str, shape: tuple[int, ...], types: Sequence[str]) -> Path:
     """The next version of an echo."""
     dims: list[str | int] = [f"N{i}" if size == -1 else size for i, size in enumerate(shape)]
     nodes = [helper.make_node("Identity", [f"in_{t}"], [f"out_{t}"]) for t in types]

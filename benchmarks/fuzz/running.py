@@ -122,8 +122,8 @@ def _judged(
         suspects, wrong = found.cases or cases, str(found)
     except Exception:
         wrong = traceback.format_exc()
-    if listening.heard and not wrong:
-        wrong = "logged: " + "\n".join(listening.heard)
+    if listening.heard:
+        wrong += "\nlogged: " + "\n".join(listening.heard)
     if wrong:
         for number, case in enumerate(suspects):
             (FOUND / f"{name}-{number}").write_bytes(case)

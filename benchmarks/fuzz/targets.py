@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from benchmarks.fuzz import calls, images, messages
+from benchmarks.fuzz import calls, images, messages, web
 from benchmarks.fuzz.running import Opened
 
 
@@ -19,4 +19,6 @@ TARGETS = {
     "messages": Recorded(messages.opened, 1_000_000),
     "calls": Recorded(calls.opened, 100_000),
     "images": Recorded(images.opened, 100_000),
+    "bodies": Recorded(web.opened, 100_000),
+    "http": Recorded(web.socket_opened, 20_000),
 }
