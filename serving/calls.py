@@ -97,7 +97,7 @@ def strict(handler: MethodHandler) -> MethodHandler:
     return make(parsing, None, handler.response_serializer)
 
 
-def _parts(handler: MethodHandler) -> tuple[Callable[..., Any], Callable[..., MethodHandler]]:
+def _parts(handler: Any) -> tuple[Callable[..., Any], Callable[..., MethodHandler]]:
     """What it does, and what makes another such handler."""
     if handler.request_streaming:
         if handler.response_streaming:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -278,12 +279,13 @@ class InferenceServer:
     def _add_services(self, services: Services) -> None:
         self._handlers = Handlers(self.service, handlers(services.v2), services.room)
         self._grpc.add_generic_rpc_handlers((self._handlers,))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, StrictServer(self._grpc))
+        strict: Any = StrictServer(self._grpc)  # as much of a server as is needed there
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, strict)
         add_digits_service(self._grpc, services.digits)
         self._classify = ClassifyHandlers(services.classifier, services.room)
         self._grpc.add_generic_rpc_handlers((self._classify,))
         names = [SERVICE.full_name, DIGITS.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME]
-        reflection.enable_server_reflection(names, StrictServer(self._grpc))
+        reflection.enable_server_reflection(names, strict)
 
 
 class Server:

@@ -74,7 +74,7 @@ def status_of(error: BaseException, **facts: object) -> tuple[str, str]:
     The text of an error outside the table is kept to ourselves.
     """
     known = _entry(STATUS, error)
-    status, details = (known, _cut(str(error))) if known else ("INTERNAL", "internal error")
+    status, details = (known, fitting(str(error))) if known else ("INTERNAL", "internal error")
     if status != "INTERNAL":
         log.debug("refused: %s", details, extra=facts)
         return status, details
@@ -88,7 +88,7 @@ def status_of(error: BaseException, **facts: object) -> tuple[str, str]:
     return status, details
 
 
-def _cut(text: str) -> str:
+def fitting(text: str) -> str:
     """What of it a message can carry: whole characters, and no halves of pairs."""
     return text.encode(errors="replace")[:_MAX_DETAILS].decode(errors="ignore")
 

@@ -37,7 +37,7 @@ def main() -> int:
         return _replay(TARGETS[arguments.targets[0]].opened(), arguments.replay)
     failed = False
     for name in arguments.targets or TARGETS:
-        count = arguments.count or TARGETS[name].count
+        count = arguments.count or TARGETS[name].cases
         report = run(name, TARGETS[name].opened, arguments.seed, count, arguments.first)
         _show(report)
         failed = failed or bool(report.wrong)

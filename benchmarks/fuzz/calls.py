@@ -1,4 +1,4 @@
-"""Every RPC of the server over sockets, each case asked of grpcio's server and of the native lane's.
+"""Every RPC over sockets, each case asked of grpcio's server and of the native lane's.
 
 Judges the status that a caller sees, that both transports say the same of a ModelInfer, and that a
 good call among them is answered rightly.
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import grpc
 from google.protobuf.message_factory import GetMessageClass
@@ -41,8 +41,9 @@ INFER = "/inference.GRPCInferenceService/ModelInfer"
 STATUSES = messages.STATUSES | {
     *("OK", "UNIMPLEMENTED", "FAILED_PRECONDITION", "PERMISSION_DENIED", "DEADLINE_EXCEEDED"),
 }
-_WORDS = (*messages.WORDS, "log_info", "log_verbose_level", "log_file", "trace_level", "trace_rate",
-          "trace_count", "TIMESTAMPS", "OFF", "unload_dependents", "readiness", "liveness", "7")  # fmt: skip
+_WORDS = (*messages.WORDS, "log_info", "log_verbose_level", "log_file", "trace_level",
+          "trace_rate", "trace_count", "TIMESTAMPS", "OFF", "unload_dependents",
+          "readiness", "liveness", "7")  # fmt: skip
 _LENGTH = struct.Struct(">I")
 
 
@@ -124,9 +125,10 @@ GOOD = INFER.encode() + b"\n" + _LENGTH.pack(messages.GOOD.ByteSize()) + (
 )  # fmt: skip
 
 
-def _start(channel: grpc.Channel, case: bytes) -> _Call:
+def _start(given: grpc.Channel, case: bytes) -> _Call:
     """The call, which goes on."""
     path, parts = _unpacked(case)
+    channel = cast(Any, given)  # whose types ask for serializers: without, bytes are sent
     if METHODS[path].client_streaming:
         return _Call(channel.stream_stream(path)(iter(parts), timeout=HANG / 2), True)
     return _Call(channel.unary_unary(path).future(parts[0], timeout=HANG / 2), False)

@@ -1,5 +1,5 @@
-"""Damage: bytes, JSON values and protobuf messages made wrong, by a random generator alone, so that a
-case is known by its number. Structure is kept mostly: what is wrong all over is refused at once."""
+"""Damage: bytes, JSON values and protobuf messages made wrong, by a random generator alone, so that
+a case is known by its number. Structure is mostly kept: what is wrong all over is refused early."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Image files and pixels through the decoding of digits: PNG and JPEG of every kind, damaged in their
-bytes, or in chunks and segments whose sums are right again.
+"""Image files and pixels through the decoding of digits: PNG and JPEG of every kind, damaged in
+their bytes, or in chunks and segments whose sums are right again.
 
 Judges that each is a digit of 28x28 or InvalidInput, within its time.
 """
@@ -107,7 +107,7 @@ def segmented(random: Random) -> bytes:
         parts[one:one] = random.choice(
             (
                 [parts[one]] * random.choice((1, 100)),
-                [b"\xff" + random.randbytes(1) + struct.pack(">H", random.choice((0, 2, 9))) + b"x"],
+                [b"\xff" + random.randbytes(1) + struct.pack(">H", random.choice((0, 2, 9)))],
                 [b"\xff\xe1\x00\x20Exif\0\0" + random.choice((b"II*\0", b"MM\0*"))
                  + random.randbytes(20)],
                 [damage.bytes_of(random, parts[one])],

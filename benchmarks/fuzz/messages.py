@@ -108,7 +108,7 @@ GOOD = echo(models.FREE, 3)
 
 
 def infer_message(random: Random) -> bytes:
-    """A ModelInferRequest with faults in its fields, in its bytes, or in both; seldom just noise."""
+    """A ModelInferRequest with faults in its fields, its bytes, or both; seldom just noise."""
     seed = random.choice(SEEDS)
     kind = random.random()
     if kind < 0.02:

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from model_repository import ONNX_PLATFORM, Draft, TensorSpec, Variant, publish, staging
+from model_repository import (
+    HOLDOUT,
+    ONNX_PLATFORM,
+    Draft,
+    TensorSpec,
+    Variant,
+    publish,
+    staging,
+)
 from serving.config import ServerConfig
 from serving.server import Server
+
+Images = NDArray[np.uint8]
 
 TYPES = {
     "BOOL": TensorProto.BOOL,
@@ -63,7 +74,7 @@ def publish_echo(repository: Path, name: str, shape: tuple[int, ...], types: Seq
     )
 
 
-def publish_digits(repository: Path) -> Path:
+def publish_digits(repository: Path, holdout: Mapping[str, Images] | None = None) -> Path:
     """The next version of a classifier that takes images of digits; what it says is arbitrary."""
     weights = np.random.default_rng(0).normal(0, 0.01, (784, 10)).astype(np.float32)
     nodes = [
@@ -90,14 +101,21 @@ def publish_digits(repository: Path) -> Path:
         (),
         {"labels": LABELS},
     )
-    return _publish(repository, draft, graph)
+    return _publish(repository, draft, graph, holdout)
 
 
-def _publish(repository: Path, draft: Draft, graph: onnx.GraphProto) -> Path:
+def _publish(
+    repository: Path,
+    draft: Draft,
+    graph: onnx.GraphProto,
+    holdout: Mapping[str, Images] | None = None,
+) -> Path:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     variant = Variant("model.onnx", ONNX_PLATFORM, "fp32", "")
     with staging(repository) as directory:
         onnx.save(model, directory / "model.onnx")
+        if holdout:
+            np.savez(directory / HOLDOUT, **holdout)  # type: ignore[arg-type]
         return publish(directory, dataclasses.replace(draft, variants=(variant,)))
 
 

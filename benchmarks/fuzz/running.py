@@ -1,7 +1,7 @@
 """One target run: so many cases, each known by the seed and its number, and what came of them.
 
-Owns what must hold whatever is fuzzed: nothing is logged as an error, nothing hangs, memory does not
-grow. The rest is each target's to judge.
+Owns what must hold whatever is fuzzed: nothing is logged as an error, nothing hangs, memory does
+not grow. The rest is each target's to judge.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ class Report:
 
 
 class Listening(logging.Handler):
-    """What is logged as an error, or as worse."""
+    """What is logged as an error, or as worse; but not that a version is refused, where the words
+    say why."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
@@ -74,6 +75,8 @@ class Listening(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep its text and traceback."""
+        if record.name == "serving.lifecycle" and not record.exc_info:
+            return
         self.heard.append(logging.Formatter().format(record)[-3000:])
 
 

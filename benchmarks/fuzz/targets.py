@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from benchmarks.fuzz import calls, images, messages, web
+from benchmarks.fuzz import calls, configuration, images, messages, repository, web
 from benchmarks.fuzz.running import Opened
 
 
@@ -12,7 +12,7 @@ class Recorded(NamedTuple):
     """A target, and how many cases make a full run of it."""
 
     opened: Opened
-    count: int
+    cases: int
 
 
 TARGETS = {
@@ -21,4 +21,7 @@ TARGETS = {
     "images": Recorded(images.opened, 100_000),
     "bodies": Recorded(web.opened, 100_000),
     "http": Recorded(web.socket_opened, 20_000),
+    "manifests": Recorded(repository.manifests_opened, 100_000),
+    "versions": Recorded(repository.versions_opened, 1_000),
+    "configuration": Recorded(configuration.opened, 20_000),
 }

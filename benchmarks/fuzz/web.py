@@ -1,5 +1,5 @@
-"""HTTP requests: JSON and binary bodies, paths, queries and headers, to the application in process; and
-raw bytes, mostly no HTTP, to the server's socket.
+"""HTTP requests: JSON and binary bodies, paths, queries and headers, to the application in process;
+and raw bytes, mostly no HTTP, to the server's socket.
 
 Judges the status, that an error is JSON that says why, and that a good request is answered rightly.
 A case is the request as HTTP/1.1 has it.
@@ -31,7 +31,8 @@ from serving.http.binary_tensors import HEADER
 # Seconds that clients wait for answers before they hang up.
 MOMENT = 0.05
 STATUSES = {200, 307, 400, 403, 404, 405, 408, 413, 415, 429, 431, 501, 503, 504}
-WORDS = (*messages.WORDS, "inputs", "outputs", "name", "shape", "datatype", "data", "parameters", "id",
+WORDS = (*messages.WORDS, "inputs", "outputs", "name", "shape", "datatype", "data", "parameters",
+         "id",
          "binary_data", "binary_data_size", "pixels", "feedback", "prediction_id", "label", "ready",
          "settings", "trace_rate", "log_info", "model", "version")  # fmt: skip
 FREE = {kind: {"name": f"in_{kind}", "datatype": kind, "shape": [2, 3]} for kind in models.FREE[2]}
@@ -215,7 +216,8 @@ class Bodies:
         async def receive() -> Message:
             if unsent:
                 return unsent.pop()
-            return await asyncio.get_running_loop().create_future()  # the client stays
+            await asyncio.get_running_loop().create_future()  # the client stays
+            return {}
 
         async def send(message: Message) -> None:
             sent.append(message)
@@ -233,7 +235,7 @@ class Bodies:
 
 def _scope(head: bytes) -> dict[str, Any]:
     line, *headers = head.split(b"\r\n")
-    method, target = (line.split(b" ") + [b"/"])[:2]
+    method, target = [*line.split(b" "), b"/"][:2]
     path, _, query = target.partition(b"?")
     return {
         "type": "http",
@@ -260,8 +262,9 @@ def _verdict(case: bytes, answer: tuple[int, bytes]) -> str:
     if status not in STATUSES:
         raise Wrong(f"{status}: {body[:500]!r}", case)
     if status >= 400 and not case.startswith(b"HEAD"):
-        error = json.loads(body)
-        if list(error) != ["error"] or not isinstance(error["error"], str):
+        told = json.loads(body)
+        not_ready = status == 503 and told.get("ready") is False
+        if not not_ready and not (list(told) == ["error"] and isinstance(told["error"], str)):
             raise Wrong(f"{status}: {body[:500]!r} tells no error", case)
     return str(status)
 
