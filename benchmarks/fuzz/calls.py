@@ -47,13 +47,13 @@ _WORDS = (*messages.WORDS, "log_info", "log_verbose_level", "log_file", "trace_l
 _LENGTH = struct.Struct(">I")
 
 
-def _seed(path: str, random: Random) -> bytes:
+def _seed(path: str, draw: Random) -> bytes:
     """A good message of the method, or an empty one."""
     name = path.rpartition("/")[2]
     if name in ("ModelInfer", "ModelStreamInfer"):
-        return random.choice(messages.SEEDS)
+        return draw.choice(messages.SEEDS)
     if name in ("Classify", "StreamClassify"):
-        return images.request(random)
+        return images.request(draw)
     kind = GetMessageClass(METHODS[path].input_type)
     message = kind()
     if name == "TraceSetting":
@@ -64,20 +64,20 @@ def _seed(path: str, random: Random) -> bytes:
         message.feedback.add(prediction_id="A" * 60, label="7")  # type: ignore[attr-defined]
     for field in ("name", "model_name"):
         if field in kind.DESCRIPTOR.fields_by_name:
-            setattr(message, field, random.choice(("echo", "free", "digits")))
+            setattr(message, field, draw.choice(("echo", "free", "digits")))
     return message.SerializeToString()
 
 
-def _damaged(path: str, random: Random) -> bytes:
+def _damaged(path: str, draw: Random) -> bytes:
     if path == INFER:
-        return messages.infer_message(random)
-    data, kind = _seed(path, random), random.random()
+        return messages.infer_message(draw)
+    data, kind = _seed(path, draw), draw.random()
     if kind < 0.1:
-        return random.randbytes(random.randrange(100))
+        return draw.randbytes(draw.randrange(100))
     if kind < 0.3:
-        return damage.bytes_of(random, data, messages.SEEDS)
+        return damage.bytes_of(draw, data, messages.SEEDS)
     message = GetMessageClass(METHODS[path].input_type).FromString(data)
-    damage.message_of(random, message, _WORDS)
+    damage.message_of(draw, message, _WORDS)
     return message.SerializeToString()
 
 
@@ -88,11 +88,11 @@ class Calls:
         self._channels = channels
         self._others = [path for path in METHODS if path != INFER]
 
-    def case(self, random: Random) -> bytes:
+    def case(self, draw: Random) -> bytes:
         """A path, a line's end, and messages with their lengths: of a stream one to three."""
-        path = INFER if random.random() < 0.7 else random.choice(self._others)
-        count = random.choice((1, 2, 3)) if METHODS[path].client_streaming else 1
-        parts = [_damaged(path, random) for _ in range(count)]
+        path = INFER if draw.random() < 0.7 else draw.choice(self._others)
+        count = draw.choice((1, 2, 3)) if METHODS[path].client_streaming else 1
+        parts = [_damaged(path, draw) for _ in range(count)]
         return path.encode() + b"\n" + b"".join(_LENGTH.pack(len(p)) + p for p in parts)
 
     def judge(self, cases: Sequence[bytes]) -> list[str]:

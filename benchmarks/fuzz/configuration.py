@@ -32,36 +32,36 @@ WORDS = (
 )  # fmt: skip
 
 
-def _value(random: Random) -> str:
-    kind = random.random()
+def _value(draw: Random) -> str:
+    kind = draw.random()
     if kind < 0.3:
-        return str(damage.whole(random))
+        return str(damage.whole(draw))
     if kind < 0.4:
-        return str(random.choice(damage.FRACTIONS))
+        return str(draw.choice(damage.FRACTIONS))
     if kind < 0.5:
-        return ",".join(_value(random) for _ in range(random.randrange(4)))
-    text = damage.text(random, WORDS).replace("\0", "")
+        return ",".join(_value(draw) for _ in range(draw.randrange(4)))
+    text = damage.text(draw, WORDS).replace("\0", "")
     if kind < 0.9:
         return text
-    damaged = damage.bytes_of(random, text.encode(errors="surrogateescape"))
+    damaged = damage.bytes_of(draw, text.encode(errors="surrogateescape"))
     return damaged.replace(b"\0", b"").decode(errors="surrogateescape")
 
 
-def _argument(random: Random) -> str:
-    flag, kind = random.choice(FLAGS), random.random()
+def _argument(draw: Random) -> str:
+    flag, kind = draw.choice(FLAGS), draw.random()
     if kind < 0.7:
-        return f"{flag}={_value(random)}"
-    return random.choice((flag, flag[:-1], _value(random)))
+        return f"{flag}={_value(draw)}"
+    return draw.choice((flag, flag[:-1], _value(draw)))
 
 
 class Configurations:
     """The target."""
 
-    def case(self, random: Random) -> bytes:
+    def case(self, draw: Random) -> bytes:
         """One more command line and environment."""
-        argv = [_argument(random) for _ in range(random.choice((0, 1, 1, 2, 5)))]
-        names = random.sample(VARIABLES, random.choice((0, 1, 1, 3)))
-        return json.dumps([argv, {name: _value(random) for name in names}]).encode()
+        argv = [_argument(draw) for _ in range(draw.choice((0, 1, 1, 2, 5)))]
+        names = draw.sample(VARIABLES, draw.choice((0, 1, 1, 3)))
+        return json.dumps([argv, {name: _value(draw) for name in names}]).encode()
 
     def judge(self, cases: Sequence[bytes]) -> list[str]:
         """One after the other."""

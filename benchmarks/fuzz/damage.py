@@ -32,51 +32,49 @@ _BOUNDS = {
 _FLOATS = (FieldDescriptor.CPPTYPE_FLOAT, FieldDescriptor.CPPTYPE_DOUBLE)
 
 
-def bytes_of(random: Random, data: bytes, others: Sequence[bytes] = ()) -> bytes:
+def bytes_of(draw: Random, data: bytes, others: Sequence[bytes] = ()) -> bytes:
     """The bytes with one to eight faults."""
     damaged = bytearray(data)
-    for _ in range(random.choice((1, 1, 1, 2, 3, 8))):
-        random.choice(_FAULTS)(random, damaged, others)
+    for _ in range(draw.choice((1, 1, 1, 2, 3, 8))):
+        draw.choice(_FAULTS)(draw, damaged, others)
     return bytes(damaged)
 
 
-def _flip(random: Random, data: bytearray, others: Sequence[bytes]) -> None:
+def _flip(draw: Random, data: bytearray, others: Sequence[bytes]) -> None:
     if data:
-        data[random.randrange(len(data))] ^= 1 << random.randrange(8)
+        data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
 
 
-def _replace(random: Random, data: bytearray, others: Sequence[bytes]) -> None:
+def _replace(draw: Random, data: bytearray, others: Sequence[bytes]) -> None:
     if data:
-        data[random.randrange(len(data))] = random.choice(
-            (0, 1, 0x7F, 0x80, 0xFF, 0x0A, 0x20, 0x2D)
-        )
+        data[draw.randrange(len(data))] = draw.choice((0, 1, 0x7F, 0x80, 0xFF, 0x0A, 0x20, 0x2D))
 
 
-def _insert(random: Random, data: bytearray, others: Sequence[bytes]) -> None:
-    at = random.randrange(len(data) + 1)
-    data[at:at] = random.randbytes(random.choice((1, 1, 2, 4, 8, 40)))
+def _insert(draw: Random, data: bytearray, others: Sequence[bytes]) -> None:
+    at = draw.randrange(len(data) + 1)
+    data[at:at] = draw.randbytes(draw.choice((1, 1, 2, 4, 8, 40)))
 
 
-def _delete(random: Random, data: bytearray, others: Sequence[bytes]) -> None:
+def _delete(draw: Random, data: bytearray, others: Sequence[bytes]) -> None:
     if data:
-        at = random.randrange(len(data))
-        del data[at : at + random.choice((1, 1, 2, 4, 30, 300))]
+        at = draw.randrange(len(data))
+        del data[at : at + draw.choice((1, 1, 2, 4, 30, 300))]
 
 
-def _cut(random: Random, data: bytearray, others: Sequence[bytes]) -> None:
-    del data[random.randrange(len(data) + 1) :]
+def _cut(draw: Random, data: bytearray, others: Sequence[bytes]) -> None:
+    del data[draw.randrange(len(data) + 1) :]
 
 
-def _repeat(random: Random, data: bytearray, others: Sequence[bytes]) -> None:
-    at = random.randrange(len(data) + 1)
-    data[at:at] = data[at : at + random.choice((1, 4, 30, 200))] * random.choice((1, 2, 20))
+def _repeat(draw: Random, data: bytearray, others: Sequence[bytes]) -> None:
+    at = draw.randrange(len(data) + 1)
+    data[at:at] = data[at : at + draw.choice((1, 4, 30, 200))] * draw.choice((1, 2, 20))
 
 
-def _splice(random: Random, data: bytearray, others: Sequence[bytes]) -> None:
+def _splice(draw: Random, data: bytearray, others: Sequence[bytes]) -> None:
     if others:
-        other = random.choice(others)
-        start = random.randrange(len(other) + 1)
-        at = random.randrange(len(data) + 1)
+        other = draw.choice(others)
+        start = draw.randrange(len(other) + 1)
+        at = draw.randrange(len(data) + 1)
         data[at:] = other[start : start + 4096]
 
 
@@ -85,92 +83,92 @@ _FAULTS: tuple[Callable[[Random, bytearray, Sequence[bytes]], None], ...] = (
 )  # fmt: skip
 
 
-def text(random: Random, words: Sequence[str]) -> str:
+def text(draw: Random, words: Sequence[str]) -> str:
     """One that fits somewhere, or nowhere."""
-    kind = random.random()
+    kind = draw.random()
     if kind < 0.6 and words:
-        return random.choice(words)
+        return draw.choice(words)
     if kind < 0.8:
-        return random.choice(TEXTS)
-    letters = random.choices(string.printable + "éß日\U0001f600", k=random.randrange(12))
+        return draw.choice(TEXTS)
+    letters = draw.choices(string.printable + "éß日\U0001f600", k=draw.randrange(12))
     return "".join(letters)
 
 
-def whole(random: Random) -> int:
+def whole(draw: Random) -> int:
     """A number at a bound, or a small one."""
-    number = random.choice(WHOLE) if random.random() < 0.7 else random.randrange(300)
-    return random.choice((number, number, number, -number, number - 1))
+    number = draw.choice(WHOLE) if draw.random() < 0.7 else draw.randrange(300)
+    return draw.choice((number, number, number, -number, number - 1))
 
 
 # JSON
 
 
-def json_of(random: Random, value: Any, words: Sequence[str]) -> Any:
+def json_of(draw: Random, value: Any, words: Sequence[str]) -> Any:
     """A copy of the value with one to four faults."""
     value = copy.deepcopy(value)
-    for _ in range(random.choice((1, 1, 2, 4))):
-        value = _json_fault(random, value, words)
+    for _ in range(draw.choice((1, 1, 2, 4))):
+        value = _json_fault(draw, value, words)
     return value
 
 
-def _json_fault(random: Random, value: Any, words: Sequence[str]) -> Any:
+def _json_fault(draw: Random, value: Any, words: Sequence[str]) -> Any:
     """The value with a fault somewhere inside, or another in its place."""
-    if isinstance(value, dict | list) and value and random.random() < 0.85:
+    if isinstance(value, dict | list) and value and draw.random() < 0.85:
         keys = list(value) if isinstance(value, dict) else range(len(value))
-        key = random.choice(keys)
-        kind = random.random()
+        key = draw.choice(keys)
+        kind = draw.random()
         if kind < 0.1:
             del value[key]
         elif kind < 0.2 and isinstance(value, dict):
-            value[text(random, words)] = value.pop(key)
+            value[text(draw, words)] = value.pop(key)
         elif kind < 0.2:
-            value[key:key] = [value[key]] * random.choice((1, 2, 30))
+            value[key:key] = [value[key]] * draw.choice((1, 2, 30))
         else:
-            value[key] = _json_fault(random, value[key], words)
+            value[key] = _json_fault(draw, value[key], words)
         return value
-    return anything(random, words)
+    return anything(draw, words)
 
 
-def anything(random: Random, words: Sequence[str], depth: int = 3) -> Any:
+def anything(draw: Random, words: Sequence[str], depth: int = 3) -> Any:
     """A JSON value of any kind."""
-    kind = random.randrange(8 if depth else 6)
+    kind = draw.randrange(8 if depth else 6)
     if kind == 6:
-        return [anything(random, words, depth - 1) for _ in range(random.randrange(4))]
+        return [anything(draw, words, depth - 1) for _ in range(draw.randrange(4))]
     if kind == 7:
-        keys = [text(random, words) for _ in range(random.randrange(4))]
-        return {key: anything(random, words, depth - 1) for key in keys}
+        keys = [text(draw, words) for _ in range(draw.randrange(4))]
+        return {key: anything(draw, words, depth - 1) for key in keys}
     return (
         None,
-        random.random() < 0.5,
-        whole(random),
-        random.choice(FRACTIONS),
-        text(random, words),
-        random.choice(("\ud800", [], {}, "", [[]], 10**400)),
+        draw.random() < 0.5,
+        whole(draw),
+        draw.choice(FRACTIONS),
+        text(draw, words),
+        draw.choice(("\ud800", [], {}, "", [[]], 10**400)),
     )[kind]
 
 
 # Protobuf
 
 
-def message_of(random: Random, message: Message, words: Sequence[str]) -> None:
+def message_of(draw: Random, message: Message, words: Sequence[str]) -> None:
     """Damage a message itself, in one to five fields."""
-    for _ in range(random.choice((1, 1, 1, 2, 3, 5))):
-        node = _descended(random, message)
+    for _ in range(draw.choice((1, 1, 1, 2, 3, 5))):
+        node = _descended(draw, message)
         fields = cast(Sequence[FieldDescriptor], node.DESCRIPTOR.fields)
         if fields:
-            _damage_field(random, node, random.choice(fields), words)
+            _damage_field(draw, node, draw.choice(fields), words)
 
 
-def _descended(random: Random, message: Message) -> Message:
-    while random.random() < 0.65:
+def _descended(draw: Random, message: Message) -> Message:
+    while draw.random() < 0.65:
         inside = [each for each in message.ListFields() if each[0].message_type is not None]
         if not inside:
             break
-        field, value = random.choice(inside)
+        field, value = draw.choice(inside)
         if _is_map(field):
-            message = value[random.choice(list(value))]
+            message = value[draw.choice(list(value))]
         else:
-            message = random.choice(value) if field.is_repeated else value
+            message = draw.choice(value) if field.is_repeated else value
     return message
 
 
@@ -179,29 +177,29 @@ def _is_map(field: FieldDescriptor) -> bool:
 
 
 def _damage_field(
-    random: Random, node: Message, field: FieldDescriptor, words: Sequence[str]
+    draw: Random, node: Message, field: FieldDescriptor, words: Sequence[str]
 ) -> None:
     value: Any = getattr(node, field.name)
     if _is_map(field):
-        message_of(random, value[text(random, words)], words)
+        message_of(draw, value[text(draw, words)], words)
     elif field.is_repeated:
-        _damage_repeated(random, value, field, words)
-    elif random.random() < 0.1:
+        _damage_repeated(draw, value, field, words)
+    elif draw.random() < 0.1:
         node.ClearField(field.name)
     elif field.message_type is not None:
         value.SetInParent()
     else:
-        setattr(node, field.name, _scalar(random, field, value, words))
+        setattr(node, field.name, _scalar(draw, field, value, words))
 
 
 def _damage_repeated(
-    random: Random, values: Any, field: FieldDescriptor, words: Sequence[str]
+    draw: Random, values: Any, field: FieldDescriptor, words: Sequence[str]
 ) -> None:
-    kind = random.random()
+    kind = draw.random()
     if values and kind < 0.25:
-        del values[random.randrange(len(values))]
+        del values[draw.randrange(len(values))]
     elif len(values) > 1 and kind < 0.4:
-        one, other = random.sample(range(len(values)), 2)
+        one, other = draw.sample(range(len(values)), 2)
         kept = copy.deepcopy(values[one])
         if field.message_type is not None:
             values[one].CopyFrom(values[other])
@@ -211,24 +209,24 @@ def _damage_repeated(
     elif field.message_type is not None:
         added = values.add()
         if len(values) > 1:
-            added.CopyFrom(random.choice(values[:-1]))
+            added.CopyFrom(draw.choice(values[:-1]))
     elif values and kind < 0.8:
-        at = random.randrange(len(values))
-        values[at] = _scalar(random, field, values[at], words)
+        at = draw.randrange(len(values))
+        values[at] = _scalar(draw, field, values[at], words)
     else:
-        values.extend([_scalar(random, field, None, words)] * random.choice((1, 1, 1, 2, 70)))
+        values.extend([_scalar(draw, field, None, words)] * draw.choice((1, 1, 1, 2, 70)))
 
 
-def _scalar(random: Random, field: FieldDescriptor, value: Any, words: Sequence[str]) -> Any:
+def _scalar(draw: Random, field: FieldDescriptor, value: Any, words: Sequence[str]) -> Any:
     """Another value of the field's type."""
     if field.cpp_type in _BOUNDS:
         low, high = _BOUNDS[field.cpp_type]
-        number = whole(random)
-        return number if low <= number <= high else random.choice((low, high))
+        number = whole(draw)
+        return number if low <= number <= high else draw.choice((low, high))
     if field.cpp_type in _FLOATS:
-        return random.choice(FRACTIONS)
+        return draw.choice(FRACTIONS)
     if field.type == FieldDescriptor.TYPE_BYTES:
-        return bytes_of(random, value or b"")
+        return bytes_of(draw, value or b"")
     if field.cpp_type == FieldDescriptor.CPPTYPE_BOOL:
-        return random.random() < 0.5
-    return text(random, words)
+        return draw.random() < 0.5
+    return text(draw, words)

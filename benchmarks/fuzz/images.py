@@ -33,42 +33,42 @@ CHUNKS = (b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"iCCP", b"zTXt", b"iTXt", b"acTL"
           b"bKGD", b"pHYs", b"sBIT", b"IEND", b"IHDR", b"xxxx")  # fmt: skip
 
 
-def drawn(random: Random) -> NDArray[np.uint8]:
+def drawn(draw: Random) -> NDArray[np.uint8]:
     """A stroke or two on paper of any shade, of any shape and size."""
-    height, width = (random.choice((1, 2, 3, 27, 28, 29, 40, 60, 100)) for _ in range(2))
-    dark, light = random.randrange(256), random.randrange(256)
+    height, width = (draw.choice((1, 2, 3, 27, 28, 29, 40, 60, 100)) for _ in range(2))
+    dark, light = draw.randrange(256), draw.randrange(256)
     page = np.full((height, width), light, np.uint8)
-    for _ in range(random.randrange(3)):
-        top, left = random.randrange(height), random.randrange(width)
-        page[top : top + random.randrange(1, 40), left : left + random.randrange(1, 12)] = dark
-    if random.random() < 0.2:
-        noise = np.frombuffer(random.randbytes(page.size), np.uint8).reshape(page.shape)
+    for _ in range(draw.randrange(3)):
+        top, left = draw.randrange(height), draw.randrange(width)
+        page[top : top + draw.randrange(1, 40), left : left + draw.randrange(1, 12)] = dark
+    if draw.random() < 0.2:
+        noise = np.frombuffer(draw.randbytes(page.size), np.uint8).reshape(page.shape)
         page = np.where(noise > 128, noise, page)
     return page
 
 
-def whole(random: Random) -> bytes:
+def whole(draw: Random) -> bytes:
     """A file that is sound, of some odd kind."""
-    image = Image.fromarray(drawn(random))
+    image = Image.fromarray(drawn(draw))
     buffer = io.BytesIO()
-    if random.random() < 0.5:
-        mode = random.choice(MODES)
+    if draw.random() < 0.5:
+        mode = draw.choice(MODES)
         if mode == "I;16":
             image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
         else:
             image = image.convert(mode) if mode not in ("P", "PA") else image.convert("P")
-        options: dict[str, Any] = {"compress_level": random.choice((0, 1, 9))}
-        if image.mode == "P" and random.random() < 0.5:
-            options["transparency"] = random.randbytes(random.randrange(1, 256))
+        options: dict[str, Any] = {"compress_level": draw.choice((0, 1, 9))}
+        if image.mode == "P" and draw.random() < 0.5:
+            options["transparency"] = draw.randbytes(draw.randrange(1, 256))
         image.save(buffer, "PNG", **options)
     else:
         exif = Image.Exif()
-        exif[0x0112] = random.randrange(10)
-        image.convert(random.choice(("L", "RGB", "CMYK"))).save(
+        exif[0x0112] = draw.randrange(10)
+        image.convert(draw.choice(("L", "RGB", "CMYK"))).save(
             buffer,
             "JPEG",
-            quality=random.choice((1, 40, 95)),
-            progressive=random.random() < 0.5,
+            quality=draw.choice((1, 40, 95)),
+            progressive=draw.random() < 0.5,
             exif=exif,
         )
     return buffer.getvalue()
@@ -78,80 +78,80 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def summed(random: Random) -> bytes:
+def summed(draw: Random) -> bytes:
     """A PNG of chunks whose sums are right and whose contents are not."""
-    sides = [random.choice((0, 1, 3, 28, 60, 300, 6000, 2**31 - 1, 2**32 - 1)) for _ in range(2)]
-    depth, colour = random.choice((1, 2, 4, 8, 16, 3)), random.choice((0, 2, 3, 4, 6, 1))
-    header = struct.pack(">IIBBBBB", *sides, depth, colour, 0, 0, random.randrange(3))
+    sides = [draw.choice((0, 1, 3, 28, 60, 300, 6000, 2**31 - 1, 2**32 - 1)) for _ in range(2)]
+    depth, colour = draw.choice((1, 2, 4, 8, 16, 3)), draw.choice((0, 2, 3, 4, 6, 1))
+    header = struct.pack(">IIBBBBB", *sides, depth, colour, 0, 0, draw.randrange(3))
     parts = [_chunk(b"IHDR", header)]
-    for _ in range(random.randrange(5)):
-        kind = random.choice(CHUNKS)
-        parts.append(_chunk(kind, random.randbytes(random.choice((0, 1, 6, 26, 256, 768)))))
-    pixels = random.randbytes(random.randrange(300)) * random.choice((1, 50, 500))
+    for _ in range(draw.randrange(5)):
+        kind = draw.choice(CHUNKS)
+        parts.append(_chunk(kind, draw.randbytes(draw.choice((0, 1, 6, 26, 256, 768)))))
+    pixels = draw.randbytes(draw.randrange(300)) * draw.choice((1, 50, 500))
     parts.append(_chunk(b"IDAT", zlib.compress(pixels)))
-    random.shuffle(parts[1:])
+    draw.shuffle(parts[1:])
     return SIGNATURE + b"".join(parts) + _chunk(b"IEND", b"")
 
 
-def segmented(random: Random) -> bytes:
+def segmented(draw: Random) -> bytes:
     """A JPEG with segments doubled, dropped, swapped, or of other lengths and contents."""
     data = io.BytesIO()
-    Image.fromarray(drawn(random)).save(data, "JPEG", progressive=random.random() < 0.5)
+    Image.fromarray(drawn(draw)).save(data, "JPEG", progressive=draw.random() < 0.5)
     file, parts, at = data.getvalue(), [], 2
     while at + 4 <= len(file) and file[at + 1] != 0xDA:
         end = at + 2 + int.from_bytes(file[at + 2 : at + 4], "big")
         parts.append(file[at:end])
         at = end
-    for _ in range(random.choice((1, 2, 4))):
-        one = random.randrange(len(parts))
-        parts[one:one] = random.choice(
+    for _ in range(draw.choice((1, 2, 4))):
+        one = draw.randrange(len(parts))
+        parts[one:one] = draw.choice(
             (
-                [parts[one]] * random.choice((1, 100)),
-                [b"\xff" + random.randbytes(1) + struct.pack(">H", random.choice((0, 2, 9)))],
-                [b"\xff\xe1\x00\x20Exif\0\0" + random.choice((b"II*\0", b"MM\0*"))
-                 + random.randbytes(20)],
-                [damage.bytes_of(random, parts[one])],
+                [parts[one]] * draw.choice((1, 100)),
+                [b"\xff" + draw.randbytes(1) + struct.pack(">H", draw.choice((0, 2, 9)))],
+                [b"\xff\xe1\x00\x20Exif\0\0" + draw.choice((b"II*\0", b"MM\0*"))
+                 + draw.randbytes(20)],
+                [damage.bytes_of(draw, parts[one])],
             )
         )  # fmt: skip
-        if random.random() < 0.3:
-            del parts[random.randrange(len(parts))]
+        if draw.random() < 0.3:
+            del parts[draw.randrange(len(parts))]
     return file[:2] + b"".join(parts) + file[at:]
 
 
-def _damaged(random: Random) -> bytes:
-    return damage.bytes_of(random, whole(random), [])
+def _damaged(draw: Random) -> bytes:
+    return damage.bytes_of(draw, whole(draw), [])
 
 
 KINDS: tuple[Callable[[Random], bytes], ...] = (whole, _damaged, _damaged, summed, segmented)
 
 
-def file(random: Random) -> bytes:
+def file(draw: Random) -> bytes:
     """One of any kind."""
-    return random.choice(KINDS)(random)
+    return draw.choice(KINDS)(draw)
 
 
-def request(random: Random) -> bytes:
+def request(draw: Random) -> bytes:
     """A ClassifyRequest of one to three images."""
     message = pb.ClassifyRequest(model_name="digits", id="some", return_normalised=True)
-    for _ in range(random.choice((1, 1, 2, 3))):
-        if random.random() < 0.6:
-            message.images.add(encoded=file(random))
+    for _ in range(draw.choice((1, 1, 2, 3))):
+        if draw.random() < 0.6:
+            message.images.add(encoded=file(draw))
             continue
-        page = drawn(random)
+        page = drawn(draw)
         pixels = message.images.add().pixels
         pixels.height, pixels.width = page.shape
         pixels.data = page.tobytes()
-        if random.random() < 0.5:
-            damage.message_of(random, pixels, ())
+        if draw.random() < 0.5:
+            damage.message_of(draw, pixels, ())
     return message.SerializeToString()
 
 
 class Images:
     """The target."""
 
-    def case(self, random: Random) -> bytes:
+    def case(self, draw: Random) -> bytes:
         """One more file."""
-        return file(random)
+        return file(draw)
 
     def judge(self, cases: Sequence[bytes]) -> list[str]:
         """One after the other."""

@@ -107,18 +107,18 @@ SEEDS = [
 GOOD = echo(models.FREE, 3)
 
 
-def infer_message(random: Random) -> bytes:
+def infer_message(draw: Random) -> bytes:
     """A ModelInferRequest with faults in its fields, its bytes, or both; seldom just noise."""
-    seed = random.choice(SEEDS)
-    kind = random.random()
+    seed = draw.choice(SEEDS)
+    kind = draw.random()
     if kind < 0.02:
-        return random.randbytes(random.randrange(200))
+        return draw.randbytes(draw.randrange(200))
     if kind < 0.2:
-        return damage.bytes_of(random, seed, SEEDS)
+        return damage.bytes_of(draw, seed, SEEDS)
     message = pb.ModelInferRequest.FromString(seed)
-    damage.message_of(random, message, WORDS)
+    damage.message_of(draw, message, WORDS)
     data = message.SerializeToString()
-    return damage.bytes_of(random, data, SEEDS) if kind > 0.93 else data
+    return damage.bytes_of(draw, data, SEEDS) if kind > 0.93 else data
 
 
 class Messages:
@@ -129,9 +129,9 @@ class Messages:
         self._answered: SimpleQueue[tuple[int, Reply | Refusal]] = SimpleQueue()
         self._asked = 0
 
-    def case(self, random: Random) -> bytes:
+    def case(self, draw: Random) -> bytes:
         """One more message."""
-        return infer_message(random)
+        return infer_message(draw)
 
     def judge(self, cases: Sequence[bytes]) -> list[str]:
         """All at once, as if they came together, and a good one with them."""

@@ -76,13 +76,13 @@ def whole_manifest(files: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def damaged_manifest(random: Random, whole: dict[str, Any]) -> bytes:
+def damaged_manifest(draw: Random, whole: dict[str, Any]) -> bytes:
     """With faults in its values, its bytes, or both."""
-    value = damage.json_of(random, whole, WORDS) if random.random() < 0.85 else whole
-    text = json.dumps(value, ensure_ascii=random.random() < 0.7).encode(errors="surrogatepass")
-    kind = random.random()
+    value = damage.json_of(draw, whole, WORDS) if draw.random() < 0.85 else whole
+    text = json.dumps(value, ensure_ascii=draw.random() < 0.7).encode(errors="surrogatepass")
+    kind = draw.random()
     if kind < 0.2:
-        return damage.bytes_of(random, text)
+        return damage.bytes_of(draw, text)
     return b"[" * 100_000 if kind < 0.201 else text
 
 
@@ -93,9 +93,9 @@ class Manifests:
         self._directory = directory
         self._whole = whole_manifest({"model.onnx": "0" * 64, HOLDOUT: "1" * 64})
 
-    def case(self, random: Random) -> bytes:
+    def case(self, draw: Random) -> bytes:
         """One more manifest.json."""
-        return damaged_manifest(random, self._whole)
+        return damaged_manifest(draw, self._whole)
 
     def judge(self, cases: Sequence[bytes]) -> list[str]:
         """One after the other."""
@@ -137,15 +137,15 @@ class Versions:
         }
         self._right = self._answer()
 
-    def case(self, random: Random) -> bytes:
+    def case(self, draw: Random) -> bytes:
         """Faults in the model, the holdout or the manifest; mostly the hashes are right again."""
         files = dict(self._files)
-        for name in random.choice((["model.onnx"], [HOLDOUT], [], ["model.onnx", HOLDOUT])):
-            files[name] = damage.bytes_of(random, files[name])
+        for name in draw.choice((["model.onnx"], [HOLDOUT], [], ["model.onnx", HOLDOUT])):
+            files[name] = damage.bytes_of(draw, files[name])
         hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
         whole = whole_manifest(hashes)
-        honest = random.random() < 0.5
-        files[MANIFEST] = json.dumps(whole).encode() if honest else damaged_manifest(random, whole)
+        honest = draw.random() < 0.5
+        files[MANIFEST] = json.dumps(whole).encode() if honest else damaged_manifest(draw, whole)
         archive = io.BytesIO()
         with zipfile.ZipFile(archive, "w") as packed:
             for name, data in files.items():

@@ -42,7 +42,7 @@ class Wrong(Exception):
 class Target(Protocol):
     """What is fuzzed, while it is open."""
 
-    def case(self, random: Random) -> bytes:
+    def case(self, draw: Random) -> bytes:
         """One more case."""
 
     def judge(self, cases: Sequence[bytes]) -> list[str]:
@@ -93,7 +93,7 @@ def run(name: str, opened: Opened, seed: int, count: int, first: int = 0) -> Rep
                 numbers = range(first + done, first + min(done + WINDOW, count))
                 # Where a process ends by itself, this says with which cases.
                 (FOUND / f"{name}.now").write_text(f"seed {seed}, cases {numbers}\n")
-                cases = [target.case(Random(seed << 40 | number)) for number in numbers]
+                cases = [target.case(_random(seed, number)) for number in numbers]
                 faulthandler.dump_traceback_later(HANG, exit=True)
                 wrong = _judged(target, cases, outcomes, listening, f"{name}-{seed}-{numbers[0]}")
                 done += len(cases)
@@ -108,6 +108,10 @@ def run(name: str, opened: Opened, seed: int, count: int, first: int = 0) -> Rep
     return Report(
         name, seed, done, time.monotonic() - begun, dict(outcomes), (memory[0], memory[1]), wrong
     )
+
+
+def _random(seed: int, number: int) -> Random:
+    return Random(seed << 40 | number)  # nosec B311
 
 
 def _judged(

@@ -62,10 +62,10 @@ def good_json() -> dict[str, Any]:
     return {"id": "some", "inputs": [{**FREE[kind], "data": data[kind]} for kind in FREE]}
 
 
-def _infer_json(random: Random) -> Asked:
-    value = damage.json_of(random, good_json() if random.random() < 0.8 else _digits_json(), WORDS)
-    path = f"/v2/models/{random.choice(('free', 'free', 'digits', 'echo'))}/infer"
-    return _encoded(random, Asked("POST", path, {}, _text(random, value)))
+def _infer_json(draw: Random) -> Asked:
+    value = damage.json_of(draw, good_json() if draw.random() < 0.8 else _digits_json(), WORDS)
+    path = f"/v2/models/{draw.choice(('free', 'free', 'digits', 'echo'))}/infer"
+    return _encoded(draw, Asked("POST", path, {}, _text(draw, value)))
 
 
 def _digits_json() -> dict[str, Any]:
@@ -74,37 +74,37 @@ def _digits_json() -> dict[str, Any]:
     return {"inputs": [image], "outputs": outputs, "parameters": {"timeout": 10**6}}
 
 
-def _infer_binary(random: Random) -> Asked:
+def _infer_binary(draw: Random) -> Asked:
     inputs, data = [], b""
     for kind in FREE:
         raw = encode_raw(DATATYPES[kind], messages.values(kind, 2))
         inputs.append({**FREE[kind], "parameters": {"binary_data_size": len(raw)}})
         data += raw
-    value: Any = {"inputs": inputs, "parameters": {"binary_data_output": random.random() < 0.5}}
-    if random.random() < 0.7:
-        value = damage.json_of(random, value, WORDS)
+    value: Any = {"inputs": inputs, "parameters": {"binary_data_output": draw.random() < 0.5}}
+    if draw.random() < 0.7:
+        value = damage.json_of(draw, value, WORDS)
     else:
-        data = damage.bytes_of(random, data)
-    header = _text(random, value)
-    length = len(header) if random.random() < 0.8 else damage.whole(random)
+        data = damage.bytes_of(draw, data)
+    header = _text(draw, value)
+    length = len(header) if draw.random() < 0.8 else damage.whole(draw)
     return _encoded(
-        random, Asked("POST", "/v2/models/free/infer", {HEADER: str(length)}, header + data)
+        draw, Asked("POST", "/v2/models/free/infer", {HEADER: str(length)}, header + data)
     )
 
 
-def _classify(random: Random) -> Asked:
-    path = random.choice(("/v1/classify", "/v1/classify?model=digits", "/v1/classify?model=digits"))
-    if random.random() < 0.5:
-        return Asked("POST", path, {"Content-Type": "image/png"}, images.file(random))
-    value: Any = {"pixels": images.drawn(random).tolist()}
-    if random.random() < 0.8:
-        value = damage.json_of(random, value, WORDS)
-    return Asked("POST", path, {"Content-Type": "application/json"}, _text(random, value))
+def _classify(draw: Random) -> Asked:
+    path = draw.choice(("/v1/classify", "/v1/classify?model=digits", "/v1/classify?model=digits"))
+    if draw.random() < 0.5:
+        return Asked("POST", path, {"Content-Type": "image/png"}, images.file(draw))
+    value: Any = {"pixels": images.drawn(draw).tolist()}
+    if draw.random() < 0.8:
+        value = damage.json_of(draw, value, WORDS)
+    return Asked("POST", path, {"Content-Type": "application/json"}, _text(draw, value))
 
 
-def _other(random: Random) -> Asked:
+def _other(draw: Random) -> Asked:
     """All else that takes a body, or none."""
-    method, path, value = random.choice(
+    method, path, value = draw.choice(
         (
             ("POST", "/v1/feedback", {"feedback": [{"prediction_id": "A" * 60, "label": "7"}]}),
             ("POST", "/v2/repository/index", {"ready": True}),
@@ -116,14 +116,12 @@ def _other(random: Random) -> Asked:
             *(("GET", each, {}) for each in READ),
         )
     )
-    body = b"" if method == "GET" else _text(random, damage.json_of(random, value, WORDS))
-    if random.random() < 0.4:
-        path = damage.bytes_of(random, path.encode()).decode("latin-1").replace(" ", "%20")
-    if random.random() < 0.2:
-        path += (
-            "?" + damage.text(random, WORDS).replace(" ", "+") + "=" + damage.text(random, WORDS)
-        )
-    method = random.choice((method, method, method, "GET", "POST", "PUT", "OPTIONS", "HEAD", "X"))
+    body = b"" if method == "GET" else _text(draw, damage.json_of(draw, value, WORDS))
+    if draw.random() < 0.4:
+        path = damage.bytes_of(draw, path.encode()).decode("latin-1").replace(" ", "%20")
+    if draw.random() < 0.2:
+        path += "?" + damage.text(draw, WORDS).replace(" ", "+") + "=" + damage.text(draw, WORDS)
+    method = draw.choice((method, method, method, "GET", "POST", "PUT", "OPTIONS", "HEAD", "X"))
     return Asked(method, path if path.startswith("/") else "/" + path, {}, body)
 
 
@@ -148,25 +146,25 @@ _HEADERS: dict[str, tuple[str, ...]] = {
 }
 
 
-def _text(random: Random, value: Any) -> bytes:
+def _text(draw: Random, value: Any) -> bytes:
     """JSON of some style, seldom with faults in its bytes."""
-    kind = random.random()
+    kind = draw.random()
     text = json.dumps(value, ensure_ascii=kind < 0.7).encode(errors="surrogatepass")
     if kind < 0.1:
-        return damage.bytes_of(random, text, [json.dumps(good_json()).encode()])
+        return damage.bytes_of(draw, text, [json.dumps(good_json()).encode()])
     if kind < 0.12:
         return text.decode(errors="replace").encode("utf-16")
-    return b"[" * random.choice((100, 100_000)) if kind < 0.122 else text
+    return b"[" * draw.choice((100, 100_000)) if kind < 0.122 else text
 
 
-def _encoded(random: Random, asked: Asked) -> Asked:
+def _encoded(draw: Random, asked: Asked) -> Asked:
     """Seldom compressed, seldom soundly."""
-    kind = random.random()
+    kind = draw.random()
     if kind < 0.9:
         return asked
     packed = gzip.compress(asked.body) if kind < 0.95 else zlib.compress(asked.body)
     if kind > 0.98:
-        packed = damage.bytes_of(random, packed)
+        packed = damage.bytes_of(draw, packed)
     name = "gzip" if kind < 0.95 else "deflate"
     return asked._replace(headers={**asked.headers, "Content-Encoding": name}, body=packed)
 
@@ -177,13 +175,13 @@ MAKERS: tuple[Callable[[Random], Asked], ...] = (
 GOOD = Asked("POST", "/v2/models/free/infer", {}, json.dumps(good_json()).encode())
 
 
-def asked(random: Random) -> Asked:
+def asked(draw: Random) -> Asked:
     """One more request, in one of five with an odd header."""
-    made = random.choice(MAKERS)(random)
+    made = draw.choice(MAKERS)(draw)
     headers = {"Host": "localhost", **made.headers}
-    if random.random() < 0.2:
-        for name in random.sample(list(_HEADERS), random.choice((1, 2))):
-            headers[name] = random.choice(_HEADERS[name])
+    if draw.random() < 0.2:
+        for name in draw.sample(list(_HEADERS), draw.choice((1, 2))):
+            headers[name] = draw.choice(_HEADERS[name])
     return made._replace(headers=headers)
 
 
@@ -194,9 +192,9 @@ class Bodies:
         self._app = app
         self._loop = asyncio.new_event_loop()
 
-    def case(self, random: Random) -> bytes:
+    def case(self, draw: Random) -> bytes:
         """One more request."""
-        return asked(random).case()
+        return asked(draw).case()
 
     def judge(self, cases: Sequence[bytes]) -> list[str]:
         """All at once, and a good one."""
@@ -295,18 +293,18 @@ class Sockets:
     def __init__(self, port: int) -> None:
         self._port = port
 
-    def case(self, random: Random) -> bytes:
+    def case(self, draw: Random) -> bytes:
         """Requests with faults in their bytes, several on one connection, or noise."""
-        kind = random.random()
+        kind = draw.random()
         if kind < 0.05:
-            return random.randbytes(random.randrange(300))
+            return draw.randbytes(draw.randrange(300))
         parts = []
-        for _ in range(random.choice((1, 1, 2, 5))):
-            made = asked(random)
+        for _ in range(draw.choice((1, 1, 2, 5))):
+            made = asked(draw)
             length = {"Content-Length": str(len(made.body))}
             parts.append(made._replace(headers={**length, **made.headers}).case())
         data = b"".join(parts)
-        return data if kind < 0.3 else damage.bytes_of(random, data, _ODD)
+        return data if kind < 0.3 else damage.bytes_of(draw, data, _ODD)
 
     def judge(self, cases: Sequence[bytes]) -> list[str]:
         """All at once; after a moment their clients have nothing more to say. Then a good one."""

@@ -12,8 +12,8 @@
 namespace lane {
 namespace {
 
-// Bytes. Names that a client chose appear in texts, and gRPC carries those in a header of 8 KiB, three
-// bytes for most of one.
+// Bytes. Names that a client chose appear in texts, and gRPC carries those in a header of 8 KiB,
+// three bytes for most of one.
 constexpr std::size_t kMaxDetails = 1000;
 constexpr std::size_t kPrefixBytes = 5;  // of gRPC's frame
 
