@@ -74,7 +74,7 @@ observe: $(VENV)/.$(RUNTIME) $(VENV)/.lane
 	@$(BIN)/python -m deploy.observe $(if $(ONCE),--once)
 
 test: $(VENV)/.$(RUNTIME)-dev $(VENV)/.lane
-	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/interop --ignore=tests/web \
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/interop --ignore=tests/web --ignore=tests/reliability \
 	  --ignore=tests/deployment
 
 # The native lane, for this interpreter: fails where something that it needs is missing, and says what.

@@ -66,10 +66,13 @@ class _Stream:
         self._cancels: dict[int, Callable[[], None]] = {}
         self._submitted = 0
         self._over = False
+        self._parting = False
+        self._context = context
         context.add_callback(self._end)
 
     def answers(self) -> Iterator[bytes]:
-        """Serialised ModelStreamInferResponses, until the caller has sent and got all."""
+        """Serialised ModelStreamInferResponses, until the caller has sent and got all, or the
+        server stops: then the stream ends with the request that it heard of too late."""
         threading.Thread(target=self._read, name="stream-reader", daemon=True).start()
         answered, closed = 0, False
         while not closed or answered < self._submitted:
@@ -80,6 +83,8 @@ class _Stream:
             answered += 1
             yield self._message(outcome)
             self._window.release()
+        if self._parting:
+            self._context.abort(grpc.StatusCode.UNAVAILABLE, "the server is stopping")
 
     def _read(self) -> None:
         try:
@@ -88,10 +93,13 @@ class _Stream:
                 if self._over:
                     break
                 self._submitted = number + 1
-                if self._service.draining or self._room.full():
+                self._parting = self._service.draining
+                if self._parting or self._room.full():
                     self._answers.put(self._service.refuse_unread(message, self._caller))
                 else:
                     self._submit(number, message)
+                if self._parting:
+                    break
         except Exception:  # grpcio's way to end the requests of a stream that was cancelled
             self._end()
         finally:

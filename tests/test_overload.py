@@ -8,10 +8,12 @@ Python's.
 from __future__ import annotations
 
 import contextlib
+import threading
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import grpc
@@ -294,6 +296,32 @@ def test_a_server_that_stops_answers_what_it_was_asked_before(
         expected = [(1 + n / 8) ** 17 for n in range(6)] * (len(calls) // 6)
         assert powers(calls) == pytest.approx(expected)
         assert stub.ModelInfer.future(slow_request(), timeout=PATIENCE).code() is CODE.UNAVAILABLE
+
+
+def test_a_stream_ends_with_the_first_request_that_comes_while_the_server_stops(
+    serve: Serve, repository: Path, digits: Digits, transport: str
+) -> None:
+    """Something in flight keeps the server from having stopped."""
+    outgoing: SimpleQueue[pb.ModelInferRequest | None] = SimpleQueue()
+    options: dict[str, Any] = {"max_queue_delay": LIFETIME, "max_batch_size": 2}
+    with serve(repository, transport=transport, drain_timeout=LIFETIME, **options) as own:
+        answers: Any = own.stub.ModelStreamInfer(iter(outgoing.get, None), timeout=LIFETIME)
+        outgoing.put(images(digits, 2))
+        assert next(answers).error_message == ""
+        waits: Any = own.stub.ModelInfer.future(images(digits, 1), timeout=LIFETIME)
+        until(lambda: count(own, "pending_requests") == 1)
+        stops = threading.Thread(target=own.server.stop)
+        stops.start()
+        until(lambda: own.server.inference.service.draining)
+        outgoing.put(images(digits, 2))
+        outgoing.put(images(digits, 2))
+        assert next(answers).error_message == "the server is stopping"
+        assert answers.code() is CODE.UNAVAILABLE
+        assert answers.details() == "the server is stopping"
+        waits.cancel()
+        outgoing.put(None)
+        stops.join(PATIENCE)
+        assert not stops.is_alive()
 
 
 def test_a_server_that_stops_waits_no_longer_than_it_was_told(

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -152,7 +153,8 @@ def test_refused_requests_have_spans_and_only_the_servers_faults_are_errors(
             running.stub.ModelInfer(times_request(1, name="nosuch"), metadata=SAMPLED)
         assert running.server.inference.wait_until_idle(PATIENCE)
         running.server.inference.service.draining = True
-        assert len(list(running.stub.ModelStreamInfer(iter([times_request(1)]), metadata=SAMPLED)))
+        answers: Any = running.stub.ModelStreamInfer(iter([times_request(1)]), metadata=SAMPLED)
+        assert next(answers).error_message == "the server is stopping"
     caller, stopping = collector.spans
     codes = [attributes(span)["rpc.response.status_code"] for span in (caller, stopping)]
     assert codes == ["NOT_FOUND", "UNAVAILABLE"]

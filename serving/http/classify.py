@@ -17,7 +17,7 @@ from starlette.routing import BaseRoute, Route
 from digit_image import SIDE
 from serving import classify
 from serving.errors import InvalidInput, ModelNotReady
-from serving.http.asking import Outcome, admit, ask, body
+from serving.http.asking import Outcome, ask, body
 from serving.http.services import Services
 from serving.http.status import Refused, answering
 from serving.registry import ModelRegistry, ServedModel
@@ -37,7 +37,6 @@ def routes(services: Services) -> list[BaseRoute]:
 
 
 async def _classify(services: Services, request: Request) -> Response:
-    admit(services, request)
     started = time.monotonic()
     name = request.query_params.get("model", "")
     version = request.query_params.get("version", "")

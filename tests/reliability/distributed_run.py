@@ -1,4 +1,4 @@
-"""What each process does that tests/test_distributed.py starts with torchrun: it trains, and saves
+"""What each process does that test_distributed.py starts with torchrun: it trains, and saves
 what came of it, for the test to compare with what one process makes."""
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from training.distributed import ALONE, World, world_of
 from training.recipes import recipe_for
 from training.run import train
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 TIMEOUT = 240.0
 PROCESSES = 3
 EPOCHS = 90  # their rows fill more than a page, beyond which an unread pipe stops who writes
@@ -46,7 +46,7 @@ def torchrun(processes: int, *arguments: str) -> subprocess.Popen[str]:
 def made(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What three processes made together, by rank."""
     directory = tmp_path_factory.mktemp("made")
-    run = torchrun(PROCESSES, str(ROOT / "tests" / "distributed_run.py"), str(directory))
+    run = torchrun(PROCESSES, str(Path(distributed_run.__file__)), str(directory))
     output, _ = run.communicate(timeout=TIMEOUT)
     assert run.returncode == 0, output
     return [torch.load(directory / f"{rank}.pt") for rank in range(PROCESSES)]
