@@ -64,7 +64,7 @@ SBOM := build/sbom
 LOCKED := build/locked
 IMAGE_ARGUMENTS = --build-arg VERSION=$(VERSION) --build-arg REVISION=$(shell git rev-parse HEAD)
 
-.PHONY: demo observe test lane lane-test lane-asan lane-tsan lane-python lane-asan-python lane-fuzz interop web-test web-models page-picture reliability chaos images image-test sbom sbom-environment licences lock locked deploy-lint torchserve torchserve-archive parity torchserve-image compose-test kubernetes-test lint format proto constraints clean
+.PHONY: demo observe test lane lane-test lane-asan lane-tsan lane-python lane-asan-python lane-fuzz interop web-test web-models page-picture reliability chaos fuzz images image-test sbom sbom-environment licences lock locked deploy-lint torchserve torchserve-archive parity torchserve-image compose-test kubernetes-test lint format proto constraints clean
 
 demo: $(VENV)/.$(RUNTIME) $(VENV)/.lane
 	@$(BIN)/python -m deploy.demo $(if $(ONCE),--once)
@@ -134,6 +134,12 @@ lane-fuzz:
 SEED ?= 0
 chaos: $(VENV)/.$(RUNTIME) $(VENV)/.lane
 	$(BIN)/python -m benchmarks.chaos --seed $(SEED) $(if $(SECONDS_OF_CHAOS),--seconds $(SECONDS_OF_CHAOS))
+
+# Bad input of every kind, as much as tests/reliability/FUZZING.md records, some twenty minutes; or of
+# the targets that FUZZ names, COUNT cases each.
+FUZZ ?=
+fuzz: $(VENV)/.$(RUNTIME) $(VENV)/.lane
+	$(BIN)/python -m benchmarks.fuzz $(FUZZ) --seed $(SEED) $(if $(COUNT),--count $(COUNT))
 
 # Needs the package index for the clients; `make interop CLIENTS=reflection` for one of them. A client
 # may have several files of tests: test_kserve.py, test_kserve_http.py.

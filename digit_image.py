@@ -189,7 +189,8 @@ def _without_dust(ink: NDArray[np.float32], uneven: bool) -> NDArray[np.float32]
         darkest = np.zeros(len(mass), np.float32)
         np.maximum.at(darkest, stroke.ravel(), np.where(mass[stroke] > 0, ink, 0).ravel())
         _drop(mass, darkest < _UNEVEN_STROKE * darkest.max())
-    kept = mass >= _SPECK * mass.sum()
+    _drop(mass, mass < _SPECK * mass.sum())  # a page of nothing but specks keeps them
+    kept = mass > 0.0
     kept[0] = True
     left: NDArray[np.float32] = np.where(kept[stroke], ink, np.float32(0))
     return left

@@ -10,7 +10,7 @@ import grpc
 
 from serving import quality
 from serving.authorization import Asker, Authorization
-from serving.calls import MethodHandler, at_most
+from serving.calls import MethodHandler, at_most, strict
 from serving.config import ServerConfig
 from serving.errors import InvalidInput
 from serving.feedback import Feedback, Outcome, Result
@@ -92,10 +92,12 @@ def _stream(servicer: DigitsServicer) -> MethodHandler:
         for message in messages:
             yield _answered(servicer, message, context)
 
-    return grpc.stream_stream_rpc_method_handler(
-        at_most(MOST_STREAMS, results, "feedback"),
-        request_deserializer=pb.Feedback.FromString,
-        response_serializer=pb.FeedbackResult.SerializeToString,
+    return strict(
+        grpc.stream_stream_rpc_method_handler(
+            at_most(MOST_STREAMS, results, "feedback"),
+            request_deserializer=pb.Feedback.FromString,
+            response_serializer=pb.FeedbackResult.SerializeToString,
+        )
     )
 
 

@@ -17,6 +17,8 @@ from typing import TypeAlias
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from serving.status import fitting
+
 SERVICE_NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 # Seconds that a shutdown waits for watchers to be told of it.
 LAST_WORD = 0.5
@@ -57,7 +59,7 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # i
         status = self._statuses.get(request.service)
         if status is None:
             context.set_code(grpc.StatusCode.NOT_FOUND)
-            context.set_details(f"service {request.service!r} is unknown")
+            context.set_details(fitting(f"service {request.service!r} is unknown"))
         return Response(status=status)
 
     def List(

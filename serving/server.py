@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -25,6 +26,7 @@ from serving import model as models
 from serving.addresses import address, check_free
 from serving.admin import Admin, ProcessAdmin
 from serving.authorization import Authorization
+from serving.calls import StrictServer
 from serving.classifier import Classifier
 from serving.classify_rpcs import ClassifyHandlers
 from serving.config import ServerConfig
@@ -315,12 +317,13 @@ class InferenceServer:
         v2 = handlers(services.v2, authorization)
         self._handlers = Handlers(self.service, v2, services.room, authorization)
         self._grpc.add_generic_rpc_handlers((self._handlers,))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        strict: Any = StrictServer(self._grpc)  # as much of a server as is needed there
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, strict)
         add_digits_service(self._grpc, services.digits, authorization)
         self._classify = ClassifyHandlers(services.classifier, services.room, authorization)
         self._grpc.add_generic_rpc_handlers((self._classify,))
         names = [SERVICE.full_name, DIGITS.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME]
-        reflection.enable_server_reflection(names, self._grpc)
+        reflection.enable_server_reflection(names, strict)
 
 
 class Server:

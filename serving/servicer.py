@@ -13,7 +13,7 @@ from google.protobuf.message_factory import GetMessageClass
 from serving import describe, logs
 from serving.admin import Admin, require_admin
 from serving.authorization import Asker, Authorization
-from serving.calls import peer_of, tokens_of
+from serving.calls import peer_of, strict, tokens_of
 from serving.config import ServerConfig
 from serving.errors import InvalidInput, ModelNotFound, ModelNotReady, NotSupported
 from serving.metrics import Metrics
@@ -183,10 +183,12 @@ def unary(
             details = f"{kind.__name__.removesuffix('Request')}: {details}"
         context.abort(grpc.StatusCode[status], details)
 
-    return grpc.unary_unary_rpc_method_handler(
-        answer,
-        request_deserializer=kind.FromString,
-        response_serializer=lambda message: message.SerializeToString(),
+    return strict(
+        grpc.unary_unary_rpc_method_handler(
+            answer,
+            request_deserializer=kind.FromString,
+            response_serializer=lambda message: message.SerializeToString(),
+        )
     )
 
 

@@ -64,7 +64,8 @@ REASON: dict[type[BaseException], Rejection] = {
     NotAllowed: Rejection.NOT_ALLOWED,
     ModelFailed: Rejection.FAILED,
 }
-# Names that a client chose appear in messages, and gRPC carries those in a header of 8 KiB.
+# Bytes. Names that a client chose appear in messages, and gRPC carries those in a header of 8 KiB,
+# three bytes for most of one: a caller who got more would be told of its size, and nothing else.
 _MAX_DETAILS = 1000
 
 Entry = TypeVar("Entry")
@@ -79,10 +80,10 @@ def status_of(error: BaseException, **facts: object) -> tuple[str, str]:
     The text of an error outside the table is kept to ourselves.
     """
     known = _entry(STATUS, error)
-    status, details = (known, str(error)) if known else ("INTERNAL", "internal error")
+    status, details = (known, fitting(str(error))) if known else ("INTERNAL", "internal error")
     if status != "INTERNAL":
-        log.debug("refused: %s", details[:_MAX_DETAILS], extra=facts)
-        return status, details[:_MAX_DETAILS]
+        log.debug("refused: %s", details, extra=facts)
+        return status, details
     if not facts.get("request_id"):
         facts["request_id"] = uuid.uuid4().hex
         details = f"{details} (request {facts['request_id']})"
@@ -91,6 +92,11 @@ def status_of(error: BaseException, **facts: object) -> tuple[str, str]:
     if cause:  # its frames hold the batch, and that holds it: until the garbage collector came
         error.__cause__ = None
     return status, details
+
+
+def fitting(text: str) -> str:
+    """What of it a message can carry: whole characters, and no halves of pairs."""
+    return text.encode(errors="replace")[:_MAX_DETAILS].decode(errors="ignore")
 
 
 def log_fault(error: BaseException, facts: Mapping[str, object]) -> None:

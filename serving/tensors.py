@@ -58,6 +58,11 @@ def requested_outputs(
     outputs = request.outputs
     if not outputs:
         return as_they_are(specs)
+    if len(outputs) > 2 * len(specs):  # or a small request could ask for more than there is memory
+        raise InvalidInput(
+            f"{len(outputs)} outputs are asked for, at most {2 * len(specs)} are given:"
+            " each of them twice"
+        )
     by_name = {spec.name: spec for spec in specs}
     for output in outputs:
         if output.name not in by_name:

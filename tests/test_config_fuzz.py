@@ -3,21 +3,15 @@ one message that names the option."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
-import math
 from collections.abc import Mapping, Sequence
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from serving.config import ServerConfig
-from serving.options import environment_name, parse
+from benchmarks.fuzz.configuration import FLAGS, OPTIONS, VARIABLES, said_of
+from serving.options import environment_name
 
-OPTIONS = dataclasses.fields(ServerConfig)
-FLAGS = [f"--{option.name.replace('_', '-')}" for option in OPTIONS]
-VARIABLES = [environment_name(option.name) for option in OPTIONS]
 CHOICES = sorted({choice for option in OPTIONS for choice in option.metadata["choices"]})
 
 # The system hands over bytes without zeros, decoded with surrogates where they are not UTF-8.
@@ -53,7 +47,7 @@ ENVIRONMENTS = st.dictionaries(st.sampled_from(VARIABLES) | TEXT, VALUES, max_si
 def test_any_flags_and_environment_are_a_configuration_or_exit_with_status_2(
     argv: Sequence[str], environ: Mapping[str, str]
 ) -> None:
-    judge(argv, environ)
+    said_of(argv, environ)
 
 
 @settings(max_examples=400)
@@ -63,36 +57,7 @@ def test_any_value_of_any_option_is_within_its_bounds_or_refused_by_name(
 ) -> None:
     option, text = given
     flag = f"--{option.name.replace('_', '-')}"
-    said = judge([f"{flag}={text}"], {})
+    said = said_of([f"{flag}={text}"], {})
     assert not said or flag in said
-    said = judge([], {environment_name(option.name): text})
+    said = said_of([], {environment_name(option.name): text})
     assert not said or environment_name(option.name) in said or flag in said
-
-
-def judge(argv: Sequence[str], environ: Mapping[str, str]) -> str:
-    """What was said of a configuration that was refused, after the usage; empty for a sound one."""
-    said, shown = io.StringIO(), io.StringIO()
-    status: object = None
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(shown):
-        try:
-            require_sound(parse(argv, environ))
-        except SystemExit as stopped:
-            status = stopped.code
-    if status is None or shown.getvalue():  # the help, which -h asks for
-        assert not status
-        return ""
-    assert status == 2
-    usage, error, message = said.getvalue().partition("error: ")
-    assert usage.startswith("usage: python -m serving")
-    assert error
-    return message
-
-
-def require_sound(config: ServerConfig) -> None:
-    for option in OPTIONS:
-        value = getattr(config, option.name)
-        bounds, choices = option.metadata["bounds"], option.metadata["choices"]
-        for each in value if isinstance(value, tuple) else (value,):
-            assert not choices or each in choices
-            assert not bounds or bounds[0] <= each <= bounds[1]
-            assert not isinstance(each, float) or math.isfinite(each)

@@ -116,3 +116,9 @@ def test_what_callers_do_wrong_is_not_logged(caplog: pytest.LogCaptureFixture) -
 
 def test_a_message_is_cut_to_what_a_header_carries() -> None:
     assert len(status_of(InvalidInput("x" * 100_000))[1]) == 1000
+
+
+def test_a_message_beyond_ascii_is_cut_to_the_same_and_at_a_character() -> None:
+    """A header has three bytes for each of its bytes."""
+    assert status_of(InvalidInput("③" * 100_000))[1] == "③" * 333
+    assert status_of(InvalidInput("\ud83d" + "x" * 3))[1] == "?xxx"

@@ -214,6 +214,17 @@ def test_a_request_that_names_no_output_gets_all_of_them() -> None:
     ]
 
 
+def test_outputs_are_given_twice_at_most() -> None:
+    """Or a message of some MiB could ask for an answer of any size."""
+    message = pb.ModelInferRequest()
+    for _ in range(2 * len(OUTPUTS)):
+        message.outputs.add(name="scores")
+    assert len(requested_outputs(message, OUTPUTS)) == 2 * len(OUTPUTS)
+    message.outputs.add(name="scores")
+    with pytest.raises(InvalidInput, match="outputs are asked for, at most"):
+        requested_outputs(message, OUTPUTS)
+
+
 def test_an_output_may_be_asked_for_as_its_top_classes() -> None:
     message = asking("scores", classification={"int64_param": 2}, binary_data={"bool_param": True})
     assert requested_outputs(message, OUTPUTS) == [RequestedOutput(OUTPUTS[0], 2)]

@@ -241,6 +241,7 @@ CASES: dict[str, Case] = {
     "a version that is none": images(1, model_version="x" * 5000),
     "a model that is not there": images(1, model_name="nobody"),
     "a model with quotes in its name": images(1, model_name='it\'s "ours"\n'),
+    "a long name of a model beyond ASCII": images(1, model_name="③" * 1100),
     "no model": images(1, model_name=""),
     "another datatype": changed(lambda r: tensor(r, datatype="FP32")),
     "a datatype with a quote": changed(lambda r: tensor(r, datatype="FP'32")),
@@ -268,6 +269,9 @@ CASES: dict[str, Case] = {
     ),
     "an output twice": changed(
         lambda r: (r.outputs.add(name="labels"), r.outputs.add(name="labels"))
+    ),
+    "more outputs than there are twice": changed(
+        lambda r: [r.outputs.add(name="labels") for _ in range(5)]
     ),
     "an unknown output": changed(lambda r: r.outputs.add(name="classes")),
     "the two top classes": classification(2),

@@ -56,7 +56,7 @@ def answering(endpoint: Endpoint) -> Endpoint:
             return refusal(error.refusal)
         except Exception as error:
             facts = {
-                "rpc": request.url.path,
+                "rpc": request.scope["path"],
                 "request_id": getattr(request.state, "request_id", ""),
             }
             status, details = status_of(error, **facts)
@@ -82,7 +82,7 @@ def error_response(status: int, details: str, retry_after: float | None = None) 
 async def http_exception(request: Request, error: Exception) -> Response:
     """For Starlette's own: no such path, or not by this method."""
     assert isinstance(error, HTTPException)
-    details = f"{request.method} {request.url.path}: {error.detail}"
+    details = f"{request.method} {request.scope['path']}: {error.detail}"
     response = error_response(error.status_code, details)
     response.headers.update(error.headers or {})
     return response

@@ -12,8 +12,8 @@
 namespace lane {
 namespace {
 
-// Characters. Names that a client chose appear in texts, and gRPC carries those in a header of
-// 8 KiB.
+// Bytes. Names that a client chose appear in texts, and gRPC carries those in a header of 8 KiB,
+// three bytes for most of one.
 constexpr std::size_t kMaxDetails = 1000;
 constexpr std::size_t kPrefixBytes = 5;  // of gRPC's frame
 
@@ -21,10 +21,9 @@ bool begins_character(char byte) { return (static_cast<unsigned char>(byte) & 0x
 
 void shorten(std::string& text) {
   if (text.size() <= kMaxDetails) return;
-  std::size_t characters = 0;
-  for (std::size_t i = 0; i < text.size(); ++i) {
-    if (begins_character(text[i]) && ++characters > kMaxDetails) return text.resize(i);
-  }
+  std::size_t end = kMaxDetails;
+  while (end > 0 && !begins_character(text[end])) --end;
+  text.resize(end);
 }
 
 // As Python's uuid4().hex.

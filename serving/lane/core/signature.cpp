@@ -184,6 +184,13 @@ std::variant<Checked, Refusal, PassOn> Checker::check(const InferRequest& reques
 Checker::Problem Checker::choose_outputs(const InferRequest& request, Checked& checked) const {
   const Specs& specs = signature_.outputs;
   const bool all = request.outputs.empty();
+  if (request.outputs.size() > 2 * specs.size()) {
+    return refused(PythonText()
+                       .number(request.outputs.size())
+                       .plain(" outputs are asked for, at most ")
+                       .number(2 * specs.size())
+                       .plain(" are given: each of them twice"));
+  }
   checked.outputs.resize(all ? specs.size() : request.outputs.size());
   for (std::size_t index = 0; index < checked.outputs.size(); ++index) {
     const std::size_t output = all ? index : find(specs, request.outputs[index]);
