@@ -18,7 +18,7 @@ INTEROP := .venv-interop
 # What the page and the REST API are tested with, each in its own environment, and its tests.
 WEB ?= playwright schemathesis
 WEB_VENVS := .venv-web
-WEB_TESTS_playwright := tests/web/test_page.py
+WEB_TESTS_playwright := tests/web/test_page.py tests/web/test_accuracy.py
 WEB_TESTS_schemathesis := tests/web/test_openapi.py
 # Playwright is imported by the tests themselves: nothing in it is also in ours.
 PLAYWRIGHT = $$(echo $(CURDIR)/$(WEB_VENVS)/playwright/lib/python*/site-packages)
@@ -40,7 +40,7 @@ LANE_TESTS ?= $(patsubst %,tests/test_%.py,access admin async_client client clie
 # And those that are run over a module with AddressSanitizer in it, by `make lane-asan-python`: of tests
 # that take each transport, that of the lane.
 LANE_ASAN_TESTS ?= $(patsubst %,tests/test_%.py,native_batcher batcher transports reload protocol \
-  overload tls lane_connections lane_metrics sampling)
+  overload tls tls_renewal lane_connections lane_metrics sampling)
 # For each fuzzer.
 SECONDS_EACH ?= 20
 LANE_SOURCES := $(wildcard serving/lane/CMakeLists.txt serving/lane/build.py serving/lane/core/* serving/lane/binding/*)
@@ -64,7 +64,7 @@ SBOM := build/sbom
 LOCKED := build/locked
 IMAGE_ARGUMENTS = --build-arg VERSION=$(VERSION) --build-arg REVISION=$(shell git rev-parse HEAD)
 
-.PHONY: demo observe test lane lane-test lane-asan lane-tsan lane-python lane-asan-python lane-fuzz interop web-test web-models page-picture chaos fuzz images image-test sbom sbom-environment licences lock locked deploy-lint torchserve torchserve-archive parity torchserve-image compose-test kubernetes-test lint format proto constraints clean
+.PHONY: demo observe test lane lane-test lane-asan lane-tsan lane-python lane-asan-python lane-fuzz interop web-test web-models page-picture reliability chaos fuzz images image-test sbom sbom-environment licences lock locked deploy-lint torchserve torchserve-archive parity torchserve-image compose-test kubernetes-test lint format proto constraints clean
 
 demo: $(VENV)/.$(RUNTIME) $(VENV)/.lane
 	@$(BIN)/python -m deploy.demo $(if $(ONCE),--once)
@@ -76,6 +76,11 @@ observe: $(VENV)/.$(RUNTIME) $(VENV)/.lane
 test: $(VENV)/.$(RUNTIME)-dev $(VENV)/.lane
 	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/interop --ignore=tests/web --ignore=tests/reliability \
 	  --ignore=tests/deployment
+
+# Overload, a soak and faults under load, in their short forms: five minutes. The long ones are
+# benchmarks/overload, benchmarks/soak and `make chaos`. One file at a time: they measure.
+reliability: $(VENV)/.$(RUNTIME)-dev $(VENV)/.lane
+	$(BIN)/python -m pytest -n 0 tests/reliability
 
 # The native lane, for this interpreter: fails where something that it needs is missing, and says what.
 # Here a warning is an error; where it is built by the way it is not, for the sake of compilers that

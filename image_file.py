@@ -8,8 +8,10 @@ only.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
+from collections.abc import Iterator
 from os import PathLike
 
 import numpy as np
@@ -79,17 +81,21 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     Raises ImageError for what cannot be decoded, or has more than max_pixels, which is checked
     before a pixel is.
     """
-    try:
+    with _decoding():
         opened, orientation, scans = _opened(data)
         with opened as image:
             _require_size(image, scans, max_pixels)
             upright = _UPRIGHT.get(orientation)
             pixels = _reduced(image)
             return np.asarray(pixels if upright is None else pixels.transpose(upright))
-    except ImageError:
-        raise
-    except Exception as fault:  # Pillow's decoders raise almost anything on hostile bytes
-        raise ImageError(f"cannot be decoded: {fault}") from fault
+
+
+def pixel_count(data: bytes) -> int:
+    """How many pixels a PNG or JPEG says that it has; none is decoded. Raises ImageError."""
+    with _decoding():
+        opened, _, _ = _opened(data)
+        with opened as image:
+            return image.width * image.height
 
 
 def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
@@ -98,6 +104,17 @@ def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
 
 
 # Files
+
+
+@contextlib.contextmanager
+def _decoding() -> Iterator[None]:
+    """Whatever Pillow raises in the block becomes ImageError: on hostile bytes, almost anything."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except Exception as fault:
+        raise ImageError(f"cannot be decoded: {fault}") from fault
 
 
 def _opened(data: bytes) -> tuple[Image.Image, int, int]:

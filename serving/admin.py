@@ -8,8 +8,10 @@ from typing import Protocol
 from urllib.parse import unquote
 
 from serving import logs
+from serving.authorization import Asker
 from serving.control import ModelControl
 from serving.errors import NotAllowed
+from serving.tokens import Need
 from serving.trace import Tracer
 
 
@@ -53,11 +55,16 @@ class ProcessAdmin:
         self._tracer.change(settings, model)
 
 
-def require_admin(allowed: bool, peer: str) -> None:
-    """Raise NotAllowed unless administration is allowed and gRPC's `peer` is on this machine."""
+def require_admin(allowed: bool, asker: Asker) -> None:
+    """Raise NotAllowed unless the asker's token has the role admin, or administration is allowed
+    and the asker on this machine."""
+    if Need.ADMIN in asker.roles:
+        return
     if not allowed:
-        raise NotAllowed("administration is off; start the server with --allow-admin")
-    if not is_local(peer):
+        raise NotAllowed(
+            "administration is off; it takes a token with the role admin, or --allow-admin"
+        )
+    if not is_local(asker.peer):
         raise NotAllowed("administration is open to peers on this machine only")
 
 

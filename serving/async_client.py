@@ -11,14 +11,17 @@ from types import TracebackType
 from typing import Any, overload
 
 import grpc
+import numpy as np
+from numpy.typing import NDArray
 
-from serving.client_calls import Calls
+from serving.client_calls import Calls, Truth
 from serving.client_channel import ADDRESS, TIMEOUT, V2_SERVICE, Tls, target
 from serving.client_images import Images, images_of, needs_decoding
-from serving.client_steps import Ask, Method, Pause, Result, Steps, failed
+from serving.client_steps import Ask, Method, Pause, Result, Steps, closed, failed
 from serving.client_types import (
     Classification,
     FeedbackResult,
+    Label,
     ModelMetadata,
     ModelQuality,
     ModelState,
@@ -72,7 +75,8 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connection."""
+        """Close the connection; calls that are awaited fail by RequestFailed, CANCELLED."""
+        self._calls.close()
         await self._channel.close(None)
 
     async def ready(self, timeout: float = TIMEOUT, *, model: str = "") -> bool:
@@ -102,18 +106,22 @@ class AsyncClient:
 
     @overload
     async def feedback(
-        self, prediction: Prediction, truth: str | int, *, timeout: float = TIMEOUT
+        self, prediction: Prediction, truth: Label, *, timeout: float = TIMEOUT
     ) -> FeedbackResult: ...
 
     @overload
     async def feedback(
-        self, prediction: Classification, truth: Sequence[str | int], *, timeout: float = TIMEOUT
+        self,
+        prediction: Classification,
+        truth: Sequence[Label] | NDArray[np.integer[Any]],
+        *,
+        timeout: float = TIMEOUT,
     ) -> list[FeedbackResult]: ...
 
     async def feedback(
         self,
         prediction: Prediction | Classification,
-        truth: str | int | Sequence[str | int],
+        truth: Truth,
         *,
         timeout: float = TIMEOUT,
     ) -> FeedbackResult | list[FeedbackResult]:
@@ -204,6 +212,10 @@ class AsyncClient:
             )
         except grpc.RpcError as error:
             raise failed(error) from None
+        except (asyncio.CancelledError, grpc.aio.UsageError):  # also gRPC's, of a closed channel
+            if self._calls.closed and not _is_cancelled():
+                raise closed() from None
+            raise
 
     def _method(self, method: Method[Any, Any]) -> grpc.aio.UnaryUnaryMultiCallable[Any, Any]:
         path = method.path(self._service)
@@ -212,3 +224,9 @@ class AsyncClient:
                 path, method.question.SerializeToString, method.reply.FromString
             )
         return self._methods[path]
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody has cancelled the task that runs."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -6,7 +6,7 @@ import functools
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any, TypeAlias, TypeVar
 
@@ -40,6 +40,11 @@ def peer_of(context: Any) -> str:
         return peer
     told = (value for key, value in context.invocation_metadata() if key == PEER_METADATA)
     return next(told, peer)
+
+
+def tokens_of(metadata: Iterable[tuple[str, str | bytes]]) -> list[str | bytes]:
+    """The `authorization` headers of a call."""
+    return [value for key, value in metadata if key == "authorization"]
 
 
 def caller_of(rpc: str, context: Any) -> Caller:

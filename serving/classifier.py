@@ -13,7 +13,13 @@ from google.protobuf.message import DecodeError
 
 from serving import classify
 from serving.decoding import Decoding
-from serving.errors import DeadlineExceeded, InvalidInput, Overloaded, RequestCancelled
+from serving.errors import (
+    DeadlineExceeded,
+    InvalidInput,
+    Overloaded,
+    RequestCancelled,
+    ServingError,
+)
 from serving.inference import CallerOf, InferenceService
 from serving.pb import digits_pb2 as pb
 from serving.registry import ModelRegistry, ServedModel
@@ -51,9 +57,14 @@ class Classifier:
             call.refuse(error)
         return call.cancel
 
-    def refuse_unread(self, message: bytes = b"", caller: CallerOf | None = None) -> Refusal:
+    def refuse_unread(
+        self,
+        message: bytes = b"",
+        caller: CallerOf | None = None,
+        error: ServingError | None = None,
+    ) -> Refusal:
         """As InferenceService.refuse_unread."""
-        refusal = self.service.refuse_unread(caller=caller)
+        refusal = self.service.refuse_unread(caller=caller, error=error)
         return refusal._replace(request_id=_request_id(message))
 
 
@@ -86,10 +97,14 @@ class _Call:
             asked = classify.digit_model(
                 classifier.registry, request.model_name, request.model_version
             )
-            digits = classify.digits_of(request.images, classifier.max_batch_size)
+            digits = self._digits(request)
             self._ask(request, asked, digits)
         except Exception as error:
             self.refuse(error)
+
+    def _digits(self, request: pb.ClassifyRequest) -> classify.Digits:
+        most = self._classifier.max_batch_size
+        return classify.digits_of(request.images, most, self._require_wanted)
 
     def cancel(self) -> None:
         """What is not run yet is refused."""

@@ -6,12 +6,13 @@ What digits.v1's Classify and HTTP's share; knows no transport.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from digit_image import MAX_PIXELS, SIDE, ImageError, normalise, read_digit
+from image_file import pixel_count
 from model_repository import Manifest
 from serving.datatypes import DATATYPES, decode_raw
 from serving.errors import InvalidInput
@@ -23,6 +24,12 @@ from serving.registry import ModelRegistry, ServedModel
 IMAGES, PROBABILITIES, LABELS = "images", "probabilities", "labels"
 
 Digits = NDArray[np.uint8]  # (N, 28, 28), 0 black ... 255 white ink
+
+Made = TypeVar("Made")
+
+
+def _wanted() -> None:
+    """Of what is always wanted."""
 
 
 class Answer(NamedTuple):
@@ -71,11 +78,26 @@ def digit_models(registry: ModelRegistry) -> list[ServedModel]:
     return sorted((each for each in latest if takes_digits(each.manifest)), key=_rank)
 
 
-def digits_of(images: Sequence[digits_pb2.Image], most: int) -> Digits:
-    """What MNIST would have held; InvalidInput says which image is none of a digit, and why."""
+def digits_of(
+    images: Sequence[digits_pb2.Image], most: int, require_wanted: Callable[[], None] = _wanted
+) -> Digits:
+    """What MNIST would have held; InvalidInput says which image is none of a digit, and why.
+
+    All together have as many pixels as one may. `require_wanted` is called before each of them, and
+    raises where nobody waits for the answer any more.
+    """
     if not 1 <= len(images) <= most:
         raise InvalidInput(f"images: 1 to {most} in one request, got {len(images)}")
-    return np.stack([_named(f"images[{n}]", _digit, image) for n, image in enumerate(images)])
+    digits, pixels = [], 0
+    for number, image in enumerate(images):
+        require_wanted()
+        name = f"images[{number}]"
+        more: int = _named(name, _pixel_count, image)
+        pixels += more
+        if more <= MAX_PIXELS < pixels:  # one that is too large by itself is told so
+            raise InvalidInput(f"{name}: with it, the request has more than {MAX_PIXELS} pixels")
+        digits.append(_named(name, _digit, image))
+    return np.stack(digits)
 
 
 def digit_of_file(data: bytes) -> Digits:
@@ -134,11 +156,18 @@ def _rank(served: ServedModel) -> tuple[float, float, str]:
     return -len(manifest.labels), -(manifest.accuracy or 0.0), manifest.name
 
 
-def _named(name: str, make: Callable[[Any], Digits], source: Any) -> Digits:
+def _named(name: str, make: Callable[[Any], Made], source: Any) -> Made:
     try:
         return make(source)
     except ImageError as fault:
         raise InvalidInput(f"{name}: {fault}") from None
+
+
+def _pixel_count(image: digits_pb2.Image) -> int:
+    """As it is declared; whether that is right is seen when it is decoded."""
+    if image.WhichOneof("content") == "encoded":
+        return pixel_count(image.encoded)
+    return image.pixels.height * image.pixels.width
 
 
 def _digit(image: digits_pb2.Image) -> Digits:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import grpc
 
+from serving.authorization import Authorization
 from serving.calls import MethodHandler
 from serving.classifier import Classifier
 from serving.digits import DIGITS
@@ -21,13 +22,14 @@ _STREAM = f"/{DIGITS.full_name}/StreamClassify"
 class ClassifyHandlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # none at run time
     """Both methods, by their paths."""
 
-    def __init__(self, classifier: Classifier, room: Room) -> None:
+    def __init__(self, classifier: Classifier, room: Room, authorization: Authorization) -> None:
         self._room = room
         self._decoding = classifier.decoding
         self._pool = receiving_pool("receive-images")
         self._classify = infer_handler(classifier, self._pool, rpc="Classify")
         self._refuse = refuse_handler(classifier, "Classify")
-        self._stream = stream_handler(classifier, room, Spoken("StreamClassify", _told))
+        spoken = Spoken("StreamClassify", _told)
+        self._stream = stream_handler(classifier, room, authorization, spoken)
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> MethodHandler | None:
         """The handler of one call; None for what is another's."""

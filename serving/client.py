@@ -13,16 +13,19 @@ from types import TracebackType
 from typing import Any, overload
 
 import grpc
+import numpy as np
+from numpy.typing import NDArray
 
-from serving.client_calls import Calls
+from serving.client_calls import Calls, Truth
 from serving.client_channel import ADDRESS, TIMEOUT, V2_SERVICE, Tls, target
 from serving.client_images import Images, images_of
-from serving.client_steps import Ask, Method, Pause, Result, Steps, failed
+from serving.client_steps import Ask, Method, Pause, Result, Steps, closed, failed
 from serving.client_types import (
     Classification,
     Drift,
     FeedbackResult,
     Interval,
+    Label,
     ModelMetadata,
     ModelQuality,
     ModelState,
@@ -115,7 +118,8 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection; calls of other threads fail by RequestFailed, CANCELLED."""
+        self._calls.close()
         self._channel.close()
 
     def ready(self, timeout: float = TIMEOUT, *, model: str = "") -> bool:
@@ -152,18 +156,22 @@ class Client:
 
     @overload
     def feedback(
-        self, prediction: Prediction, truth: str | int, *, timeout: float = TIMEOUT
+        self, prediction: Prediction, truth: Label, *, timeout: float = TIMEOUT
     ) -> FeedbackResult: ...
 
     @overload
     def feedback(
-        self, prediction: Classification, truth: Sequence[str | int], *, timeout: float = TIMEOUT
+        self,
+        prediction: Classification,
+        truth: Sequence[Label] | NDArray[np.integer[Any]],
+        *,
+        timeout: float = TIMEOUT,
     ) -> list[FeedbackResult]: ...
 
     def feedback(
         self,
         prediction: Prediction | Classification,
-        truth: str | int | Sequence[str | int],
+        truth: Truth,
         *,
         timeout: float = TIMEOUT,
     ) -> FeedbackResult | list[FeedbackResult]:
@@ -182,7 +190,8 @@ class Client:
 
         `timeout`, in seconds, is for all of them. A label that is refused fails no other; after
         RequestFailed all may be sent again, as one server counts none twice. Another replica
-        knows nothing of that: a label that is repeated there, also by `retry`, counts twice.
+        knows nothing of that, and counts it twice: with "round_robin", `retry` repeats labels
+        only where the server had no room to count them.
         """
         return self._take(self._calls.send_feedback(prediction_ids, labels, timeout))
 
@@ -240,6 +249,10 @@ class Client:
             )
         except grpc.RpcError as error:
             raise failed(error) from None
+        except ValueError:  # what gRPC says of a channel that is closed
+            if self._calls.closed:
+                raise closed() from None
+            raise
 
     def _method(self, method: Method[Any, Any]) -> grpc.UnaryUnaryMultiCallable[Any, Any]:
         path = method.path(self._service)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import NoReturn, TypeAlias, cast
+from typing import Any, NoReturn, TypeAlias, cast
 
 import grpc
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from serving import client_messages as messages
 from serving.client_channel import V2_SERVICE
-from serving.client_retries import Retries, RetryBudget
+from serving.client_retries import REPEATED, UNDONE, Retries, RetryBudget
 from serving.client_steps import (
     FEEDBACK,
     INDEX,
@@ -29,10 +29,12 @@ from serving.client_steps import (
     Question,
     Reply,
     Steps,
+    closed,
 )
 from serving.client_types import (
     Classification,
     FeedbackResult,
+    Label,
     ModelMetadata,
     ModelQuality,
     ModelState,
@@ -44,21 +46,23 @@ from serving.client_types import (
 from serving.pb import digits_pb2
 from serving.pb import inference_pb2 as pb
 
-Truth: TypeAlias = str | int | Sequence[str | int]
+CODE = grpc.StatusCode
+Truth: TypeAlias = Label | Sequence[Label] | NDArray[np.integer[Any]]
 
 # Labels in one request; the server takes ten times as many.
 FEEDBACK_PER_REQUEST = 1000
 
 # While a version spreads, one of several replicas may not have what another answered with.
 _REPLICAS_ASKED = 10
-# Of a server that is away, or too busy to say; of one that does not have the model.
+# Of a server that is away, goes away, or is too slow to say; of one that does not have the model.
 _NOT_READY = (
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-    grpc.StatusCode.NOT_FOUND,
+    CODE.UNAVAILABLE,
+    CODE.CANCELLED,
+    CODE.DEADLINE_EXCEEDED,
+    CODE.NOT_FOUND,
 )
 # A server that went away, or says that it will: the next attempt waits until there is one again.
-_AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+_AWAY = (CODE.UNAVAILABLE, CODE.CANCELLED)
 # Seconds between looks at a server that is to become ready.
 _LOOK_INTERVAL = 0.1
 
@@ -72,31 +76,45 @@ class Calls:
         self._retry = retry
         self._budget = RetryBudget()
         self._classes: dict[tuple[str, str], tuple[str, ...]] = {}
+        self._closed = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing is to be asked any more."""
+        return self._closed
+
+    def close(self) -> None:
+        """What is under way ends by RequestFailed, CANCELLED; before the channel is closed."""
+        self._closed = True
 
     def ready(self, model: str, timeout: float) -> Steps[bool]:
         """Whether it is so now: asked once."""
         try:
             return (yield from self._is_ready(model, _deadline(timeout)))
         except RequestFailed as error:
-            if error.code in _NOT_READY:
-                return False
-            raise
+            if self._closed or error.code not in _NOT_READY:
+                raise
+            return False
 
     def wait_until_ready(self, model: str, timeout: float) -> Steps[None]:
         """Asks again and again."""
         deadline = _deadline(timeout)
-        last = f"model {model!r} is not served" if model else "it has not loaded its models"
+        no = f"model {model!r} is not served" if model else "it has not loaded its models"
+        last = ""
         while True:
             try:
                 if (yield from self._is_ready(model, deadline)):
                     return
+                last = no
             except RequestFailed as error:
-                if error.code not in _NOT_READY:
+                if self._closed or error.code not in (*_NOT_READY, CODE.RESOURCE_EXHAUSTED):
                     raise
-                last = str(error)
+                # The last look may only have had no time left: what was heard before says more.
+                if not last or error.code is not CODE.DEADLINE_EXCEEDED:
+                    last = str(error)
             if _left(deadline) <= _LOOK_INTERVAL:
                 words = f"not ready within {timeout:g} s: {last}"
-                raise RequestFailed(grpc.StatusCode.DEADLINE_EXCEEDED, words)
+                raise RequestFailed(CODE.DEADLINE_EXCEEDED, words)
             yield Pause(_LOOK_INTERVAL)
 
     def classify(
@@ -127,15 +145,20 @@ class Calls:
     def send_feedback(
         self, ids: Sequence[str], labels: Sequence[str], timeout: float
     ) -> Steps[list[FeedbackResult]]:
-        """Ids and labels, as many in each request as is fit."""
+        """Ids and labels, as many in each request as is fit.
+
+        Only the server that has counted a label knows it again: where another one may be asked
+        next, what may have been counted is not repeated.
+        """
         if len(ids) != len(labels):
             raise ValueError(f"{len(ids)} prediction ids, but {len(labels)} labels")
         deadline = _deadline(timeout)
+        codes = REPEATED if self._replicas == 1 else UNDONE
         results: list[FeedbackResult] = []
         for start in range(0, len(ids), FEEDBACK_PER_REQUEST):
             part = slice(start, start + FEEDBACK_PER_REQUEST)
             request = messages.feedback_request(ids[part], labels[part])
-            answer = yield from self._ask(FEEDBACK, request, deadline)
+            answer = yield from self._ask(FEEDBACK, request, deadline, codes)
             results += messages.feedback_results(answer)
         return results
 
@@ -143,7 +166,7 @@ class Calls:
         self, prediction: Prediction, truth: Truth, timeout: float
     ) -> Steps[FeedbackResult]:
         """The label of one."""
-        if not isinstance(truth, (str, int)):
+        if not isinstance(truth, (str, int, np.integer)):
             raise ValueError("one prediction has one label")
         ids = _ids_of([prediction.prediction_id], prediction)
         (result,) = yield from self.send_feedback(ids, [str(truth)], timeout)
@@ -153,7 +176,7 @@ class Calls:
         self, answer: Classification, truth: Truth, timeout: float
     ) -> Steps[list[FeedbackResult]]:
         """The labels of all."""
-        if isinstance(truth, (str, int)):
+        if isinstance(truth, (str, int, np.integer)):
             raise ValueError(f"{len(answer)} predictions need as many labels, in a list")
         labels = [str(each) for each in truth]
         ids = _ids_of(answer.prediction_ids, answer)
@@ -215,20 +238,25 @@ class Calls:
             try:
                 return (yield from self._ask(method, request, deadline))
             except RequestFailed as error:
-                if error.code != grpc.StatusCode.NOT_FOUND:
+                if error.code != CODE.NOT_FOUND:
                     raise
         return (yield from self._ask(method, request, deadline))
 
     def _ask(
-        self, method: Method[Question, Reply], request: Question, deadline: float
+        self,
+        method: Method[Question, Reply],
+        request: Question,
+        deadline: float,
+        codes: tuple[grpc.StatusCode, ...] = REPEATED,
     ) -> Steps[Reply]:
         """Repeated, where the client does that, until there is an answer or no more time."""
-        retries, away = Retries(self._budget), None
+        retries, away = Retries(self._budget, codes), None
         while True:
             try:
                 reply = yield from self._once(method, request, deadline, wait=bool(away))
             except RequestFailed as error:
-                pause = retries.pause(error, _left(deadline)) if self._retry else None
+                again = self._retry and not self._closed
+                pause = retries.pause(error, _left(deadline)) if again else None
                 if pause is None:
                     _fail(error, away)
                 away = error if error.code in _AWAY else None
@@ -244,12 +272,14 @@ class Calls:
         deadline: float,
         wait: bool = False,
     ) -> Steps[Reply]:
+        if self._closed:
+            raise closed()
         return cast(Reply, (yield Ask(method, request, _left(deadline), wait)))
 
 
 def _fail(error: RequestFailed, away: RequestFailed | None) -> NoReturn:
     """Why there was no server to wait for says more than that it was waited for in vain."""
-    if away and error.code is grpc.StatusCode.DEADLINE_EXCEEDED:
+    if away and error.code is CODE.DEADLINE_EXCEEDED:
         raise away from None
     raise error
 

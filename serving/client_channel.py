@@ -31,8 +31,12 @@ Options = list[tuple[str, str | int]]
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """PEM files: the authority that signed the server's certificate (without one, the system's),
-    and our own certificate and its key, for a server that asks for them."""
+    """PEM files: the authority that signed the server's certificate, and our own certificate and
+    its key, for a server that asks for them.
+
+    Without an authority, those that grpcio brings (Mozilla's), and not the system's: a company's
+    own is to be named, here or by gRPC's GRPC_DEFAULT_SSL_ROOTS_FILE_PATH.
+    """
 
     ca: FilePath | None = None
     certificate: FilePath | None = None
@@ -104,9 +108,11 @@ class Target:
     def _options(self) -> Options:
         """gRPC looks up names anew when a connection of the channel ends, and then learns of
         replicas that were added; a server that ends connections now and then makes itself be
-        looked up."""
+        looked up. It goes by the proxy that http_proxy names, to localhost, too, where no_proxy
+        does not: what is sent in plain text within this machine would leave it there."""
         # https://github.com/grpc/grpc/blob/master/doc/service_config.md
         config: dict[str, object] = {"loadBalancingConfig": [{self.load_balancing: {}}]}
+        within = not self.credentials and is_local(self.address)
         return [
             ("grpc.max_receive_message_length", -1),
             ("grpc.max_send_message_length", -1),
@@ -116,6 +122,7 @@ class Target:
             ("grpc.initial_reconnect_backoff_ms", _RECONNECT[0]),
             ("grpc.max_reconnect_backoff_ms", _RECONNECT[1]),
             ("grpc.service_config", json.dumps(config)),
+            *([("grpc.enable_http_proxy", 0)] if within else []),
         ]
 
 

@@ -232,8 +232,9 @@ def _images(files: Sequence[str]) -> NDArray[np.uint8]:
 
 
 def _parser() -> argparse.ArgumentParser:
+    name = "digits" if Path(sys.argv[0]).name == "digits" else "python -m serving.client"
     parser = argparse.ArgumentParser(
-        prog="python -m serving.client", description="Ask a running server.", epilog=STATUSES
+        prog=name, description="Ask a running server.", epilog=STATUSES
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 

@@ -16,7 +16,8 @@ STATUSES = (
 def add_connection(to: argparse.ArgumentParser) -> None:
     """Where the server is, and how to go there."""
     to.add_argument("--address", default=ADDRESS, help="host:port [%(default)s]")
-    to.add_argument("--tls", action="store_true", help="go by TLS, trusting whom the system does")
+    text = "go by TLS, trusting the authorities that grpcio brings"
+    to.add_argument("--tls", action="store_true", help=text)
     text = "go by TLS, to a server whose certificate one of these has signed, in PEM"
     to.add_argument("--tls-ca", type=Path, metavar="FILE", help=text)
     text = "our own, in PEM, for a server that asks for it"

@@ -1,9 +1,10 @@
 """Which calls are repeated, when, and how often: decided here, waited for by either client.
 
-gRPC's own retry policy was measured, with grpcio 1.85, and does less than is wanted. It waits out a
-deadline that its next attempt lies beyond, and then says DEADLINE_EXCEEDED, so that the server's
-words are lost; those that were pushed back together come back together; and its throttle, of ten
-failures in a row, ends retries where many callers lose one connection to a restart.
+gRPC's own retry policy does less than is wanted, by its design (A6, see below) and as it was tried
+with grpcio 1.85. It waits out a deadline that its next attempt lies beyond, and then says
+DEADLINE_EXCEEDED, so that the server's words are lost; a server's pushback has no jitter, so that
+those who were pushed back together come back together; and its throttle counts the failures of a
+whole channel, so that many callers who lose one connection to a restart may end its retries.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ import grpc
 from serving.client_types import RequestFailed
 
 # CANCELLED is how a server that ends tells it: who cancels a call here does not see its status.
-_REPEATED = (
+REPEATED = (
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
     grpc.StatusCode.CANCELLED,
 )
+# With this one, the server has not done what was asked: another may be asked without its being done
+# twice.
+UNDONE = (grpc.StatusCode.RESOURCE_EXHAUSTED,)
 # How gRPC, in all its languages, refuses a message that will not be smaller the next time.
 _TOO_LARGE = "message larger than max"
 ATTEMPTS = 8
@@ -58,9 +62,10 @@ class RetryBudget:
 
 @dataclass(slots=True)
 class Retries:
-    """The attempts of one call."""
+    """The attempts of one call, which may be repeated after these statuses."""
 
     budget: RetryBudget
+    codes: tuple[grpc.StatusCode, ...] = REPEATED
     failures: int = field(default=0, init=False)
 
     def pause(self, error: RequestFailed, left: float) -> float | None:
@@ -74,7 +79,7 @@ class Retries:
         """
         self.failures += 1
         told = _pushback(error)
-        permanent = error.code not in _REPEATED or _TOO_LARGE in str(error)
+        permanent = error.code not in self.codes or _TOO_LARGE in str(error)
         if told is None or permanent or self.failures >= ATTEMPTS:
             return None
         longest = min(_LONGEST_PAUSE, _FIRST_PAUSE * _GROWTH ** (self.failures - 1))

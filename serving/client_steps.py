@@ -73,6 +73,11 @@ class Pause:
 Steps: TypeAlias = Generator[Ask | Pause, Any, Result]
 
 
+def closed() -> RequestFailed:
+    """How a call fails whose client was closed before it was answered."""
+    return RequestFailed(grpc.StatusCode.CANCELLED, "the client is closed")
+
+
 def failed(error: grpc.RpcError) -> RequestFailed:
     """What gRPC raised, of either kind, as the clients raise it."""
     call = cast(grpc.Call, error)  # every RpcError that a call raises is one

@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any, TypeAlias
 
 import grpc
 import numpy as np
 from numpy.typing import NDArray
 
+# A class, by its name; of digits also as a number.
+Label: TypeAlias = str | int | np.integer[Any]
 # Of a Classification's rows, those that its repr shows.
 _SHOWN = 5
 

@@ -20,8 +20,10 @@ def _about(
     bounds: tuple[float, float] | None = None,
     choices: tuple[str, ...] = (),
     check: Callable[[str], object] | None = None,
+    secret: bool = False,
 ) -> dict[str, object]:
-    """What an option's field carries; `check` raises ValueError for a text it cannot take."""
+    """What an option's field carries; `check` raises ValueError for a text it cannot take. What is
+    `secret` comes by the environment only, as everybody can read a process's arguments."""
     return {
         "group": group,
         "help": text,
@@ -29,6 +31,7 @@ def _about(
         "bounds": bounds,
         "choices": choices,
         "check": check,
+        "secret": secret,
     }
 
 
@@ -338,7 +341,11 @@ class ServerConfig:
     max_message_bytes: int = field(
         default=16 * 1024 * 1024,
         metadata=_about(
-            "network", "largest request and answer", unit="bytes", bounds=(1024, 2**31 - 1)
+            "network",
+            "largest request and answer over gRPC, and largest body of a request over HTTP, of"
+            " which 4 MiB may be JSON; answers over HTTP have no bound but the model's",
+            unit="bytes",
+            bounds=(1024, 2**31 - 1),
         ),
     )
     max_connection_age: float = field(
@@ -366,7 +373,8 @@ class ServerConfig:
         metadata=_about(
             "network",
             "clients' connections of one process, beyond which new ones are closed at once; so many"
-            " for gRPC, over the native transport only, and so many for HTTP. Each needs a file"
+            " for gRPC, over the native transport only, and so many for HTTP, where TLS's are"
+            " counted once they have shaken hands, which they have 10 s for. Each needs a file"
             " descriptor, or two",
             bounds=(1, 1048576),
         ),
@@ -387,7 +395,8 @@ class ServerConfig:
         metadata=_about(
             "network",
             "serve gRPC and HTTP by TLS, with this certificate and those that lead to its CA, in"
-            " PEM; needs --tls-key. Metrics stay without TLS. Read at the start only",
+            " PEM; needs --tls-key. New files are taken within seconds, without a restart. Metrics"
+            " stay without TLS",
         ),
     )
     tls_key: Path | None = field(
@@ -401,12 +410,29 @@ class ServerConfig:
             "take clients only that show a certificate signed by one of these, in PEM (mutual TLS)",
         ),
     )
+    token_file: Path | None = field(
+        default=None,
+        metadata=_about(
+            "network",
+            "answer only calls with a bearer token of this file, over gRPC and HTTP; but health,"
+            " and the page's own files, are for all. A line: NAME ROLE[,ROLE] TOKEN [rate=N/s]"
+            " [burst=N], with sha256:HEX for a TOKEN that is not to be there, or # and a comment."
+            " Roles are infer, feedback, admin; the rate is of calls and of a stream's requests,"
+            " in all workers, each of which has its share. Read again when it changes.",
+        ),
+    )
+    tokens: str = field(
+        default="",
+        repr=False,
+        metadata=_about("network", "the text of a --token-file", secret=True),
+    )
     allow_admin: bool = field(
         default=False,
         metadata=_about(
             "network",
             "let peers on this machine load and unload models and change settings; behind a proxy"
-            " on this machine, that is every caller",
+            " on this machine, that is every caller. With tokens, theirs need not have the role"
+            " admin for it",
         ),
     )
     workers: int = field(

@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 
 from serving import quality
+from serving.authorization import Asker, Authorization
 from serving.calls import MethodHandler, at_most, strict
 from serving.config import ServerConfig
 from serving.errors import InvalidInput
@@ -38,13 +39,15 @@ class DigitsServicer:
     metrics: Metrics
     config: ServerConfig
 
-    def SendFeedback(self, request: pb.SendFeedbackRequest, peer: str) -> pb.SendFeedbackResponse:
+    def SendFeedback(
+        self, request: pb.SendFeedbackRequest, asker: Asker
+    ) -> pb.SendFeedbackResponse:
         """Count the labels; one that is refused fails no other."""
         require_few(len(request.feedback))
         items = [(each.prediction_id, each.label) for each in request.feedback]
         return pb.SendFeedbackResponse(results=map(_result, self.feedback.take(items)))
 
-    def GetQuality(self, request: pb.GetQualityRequest, peer: str) -> pb.GetQualityResponse:
+    def GetQuality(self, request: pb.GetQualityRequest, asker: Asker) -> pb.GetQualityResponse:
         """Of all workers; raises ModelNotFound, or ModelNotReady, where nothing is known of it."""
         sums = self.metrics.sums()
         # With what is suspended, of which this tells why.
@@ -71,12 +74,14 @@ def require_few(feedback: int) -> None:
         raise InvalidInput(f"feedback: at most {MOST_FEEDBACK} in one request, got {feedback}")
 
 
-def add_digits_service(server: grpc.Server, servicer: DigitsServicer) -> None:
+def add_digits_service(
+    server: grpc.Server, servicer: DigitsServicer, authorization: Authorization
+) -> None:
     """Have a server that has not started answer the service's RPCs."""
     handlers: dict[str, MethodHandler] = {
-        "SendFeedback": unary(servicer.SendFeedback, pb.SendFeedbackRequest),
+        "SendFeedback": unary(servicer.SendFeedback, pb.SendFeedbackRequest, authorization),
         "StreamFeedback": _stream(servicer),
-        "GetQuality": unary(servicer.GetQuality, pb.GetQualityRequest),
+        "GetQuality": unary(servicer.GetQuality, pb.GetQualityRequest, authorization),
     }
     service = grpc.method_handlers_generic_handler(DIGITS.full_name, handlers)
     server.add_generic_rpc_handlers((service,))

@@ -30,7 +30,8 @@ from serving.model import load
 from serving.observers import spans_class
 from serving.options import parse
 from serving.prediction_ids import feedback_keys
-from serving.tls import tls_files
+from serving.tls import ends_soon, tls_files
+from serving.tokens import configured
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
 PACKAGES = ("numpy", "grpcio", "protobuf", "prometheus_client")
@@ -38,6 +39,7 @@ LANE = "serving.lane.native"  # there where it was built
 STALE_SECONDS = 3600.0  # a publisher that has not finished within the hour was killed
 LOW_DISK_BYTES = 1 << 30
 COLLECTOR_SECONDS = 2.0
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,7 @@ def examine(
         _ports(config),
         _feedback_key(config),
         _tls(config),
+        _tokens(config),
         _collector(config),
         _disk(config.model_repository),
         _repository(config, runtime),
@@ -201,6 +204,27 @@ def _tls(config: ServerConfig) -> Iterator[Finding]:
     if files:
         clients = "clients show one, too" if files.client_ca else "clients show none"
         yield Finding(OK, subject, f"{config.tls_certificate}: with its key; {clients}")
+        if ends := ends_soon(files.certificate):
+            yield Finding(WARN, subject, f"{config.tls_certificate}: {ends}", "renew it")
+
+
+def _tokens(config: ServerConfig) -> Iterator[Finding]:
+    """Whose calls are answered, and whether their tokens can be overheard."""
+    try:
+        source = configured(config)
+    except StartupError as error:
+        subject, _, text = str(error).partition(": ")
+        yield Finding(FAIL, subject, text)
+        return
+    if source is None:
+        return
+    subject = "--token-file" if config.token_file else "DIGITS_TOKENS"
+    text = f"tokens of {', '.join(each.name for each in source.grants)}"
+    if config.tls_certificate or config.host in LOOPBACK:
+        yield Finding(OK, subject, text)
+    else:
+        hint = "whoever sees the traffic can use them: --tls-certificate"
+        yield Finding(WARN, subject, f"{text}, sent in plain text", hint)
 
 
 def _collector(config: ServerConfig) -> Iterator[Finding]:

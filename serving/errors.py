@@ -28,6 +28,9 @@ class Rejection(StrEnum):
     CANCELLED = "cancelled"
     FAILED = "failed"
     DRAINING = "draining"
+    UNAUTHENTICATED = "unauthenticated"  # without a token that is known
+    NOT_ALLOWED = "not_allowed"
+    RATE_LIMITED = "rate_limited"
 
 
 class ServingError(Exception):
@@ -62,6 +65,10 @@ class Overloaded(NoRoom):
     """As many requests are inside as may be: this one was not looked at."""
 
 
+class RateLimited(NoRoom):
+    """The caller's token has had as many calls as it may."""
+
+
 class Draining(ServingError):
     """The server is stopping, and begins nothing new."""
 
@@ -80,6 +87,10 @@ class RequestCancelled(ServingError):
 
 class ModelFailed(ServingError):
     """The model failed while it ran; `__cause__` is for the server's log, not for the caller."""
+
+
+class Unauthenticated(ServingError):
+    """The caller sent no token that is known, and needs one."""
 
 
 class NotAllowed(ServingError):

@@ -153,6 +153,12 @@ class Exported:
         "inference_stalled_requests_total",
         "Requests that were reset as they stopped arriving, or came too slowly.",
     )
+    tls_certificate_expiry = gauge(
+        "inference_tls_certificate_expiry_timestamp_seconds",
+        "When the server's certificate ends, in seconds since 1970; in all workers, the earliest.",
+        (),
+        Merge.LIVE_LEAST,
+    )
     instances_busy = gauge(
         "inference_instances_busy", "Batches running now, in all workers.", MODEL, Merge.LIVE_SUM
     )

@@ -113,7 +113,12 @@ class Answering(Protocol):
     ) -> Callable[[], None]:
         """As InferenceService has it."""
 
-    def refuse_unread(self, message: bytes = b"", caller: CallerOf | None = None) -> Refusal:
+    def refuse_unread(
+        self,
+        message: bytes = b"",
+        caller: CallerOf | None = None,
+        error: ServingError | None = None,
+    ) -> Refusal:
         """As InferenceService has it."""
 
 
@@ -167,16 +172,22 @@ class InferenceService:
         """Requests that were submitted and are not answered yet."""
         return self._in_flight
 
-    def refuse_unread(self, message: bytes = b"", caller: CallerOf | None = None) -> Refusal:
-        """How to refuse a request whatever it asks, where there is no room; counted.
+    def refuse_unread(
+        self,
+        message: bytes = b"",
+        caller: CallerOf | None = None,
+        error: ServingError | None = None,
+    ) -> Refusal:
+        """How to refuse a request whatever it asks, for an `error` or as there is no room; counted.
 
         Of a stream's message, which was received all the same, the id is told.
         """
-        error: ServingError = (
-            Draining("the server is stopping")
-            if self.draining
-            else Overloaded("the server is overloaded", max(SHORTEST_RETRY, self._last_wait))
-        )
+        if error is None:
+            error = (
+                Draining("the server is stopping")
+                if self.draining
+                else Overloaded("the server is overloaded", max(SHORTEST_RETRY, self._last_wait))
+            )
         return self.refuse(error, replies.request_id(message), len(message), caller)
 
     def refuse(

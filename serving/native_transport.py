@@ -25,7 +25,8 @@ from serving.metrics import Metrics
 from serving.native_models import NativeModels, NativeSeries
 from serving.registry import ServedModel
 from serving.status import log_fault
-from serving.tls import tls_files
+from serving.tls import TlsFiles
+from serving.tokens import Grant, Need
 from serving.transport import KEEPALIVE, MAX_CALLS_PER_CONNECTION
 
 if TYPE_CHECKING:  # it need not be built
@@ -73,8 +74,7 @@ class NativeTransport:
 
     `upstream` is where grpcio is to listen: in `directory`, which nobody else may enter, and whose
     owner removes it. Nothing is heard before `listen`. It ends by `stop`, or else when nobody has
-    it any more, or the process ends. StartupError where a file of TLS is no good, or the directory
-    lies too deep for a socket.
+    it any more, or the process ends. StartupError where the directory lies too deep for a socket.
     """
 
     def __init__(
@@ -84,9 +84,9 @@ class NativeTransport:
         metrics: Metrics,
         key: bytes | None,
         directory: Path,
+        tls: TlsFiles | None = None,
     ) -> None:
         self._config = config
-        tls = _tls(config)
         self._socket = _private_socket(directory)
         self._routing = threading.Lock()
         series = NativeSeries(metrics)
@@ -94,7 +94,7 @@ class NativeTransport:
         self._server: native.Server = module.Server(
             upstream_path=str(self._socket),
             settings=self._settings(),
-            tls=tls,
+            tls=_pem(tls) if tls else None,
             key=key,
             refusal=series.refusals("", ""),
             request_bytes=series.slots(Exported.request_bytes, "", ""),
@@ -129,10 +129,24 @@ class NativeTransport:
             taken = {k: served.routed for k, served in routes().items() if served.routed}
             self._server.set_routes(taken)
 
+    def authorize(self, grants: tuple[Grant, ...]) -> None:
+        """Take from now on ModelInfer with these tokens only."""
+        self._server.set_tokens(
+            [(g.name, g.digest, Need.INFER in g.roles, g.rate, g.burst) for g in grants]
+        )
+
+    def wait_for_rate(self, grant: Grant) -> float:
+        """As Rates.wait, of what calls to the lane have left."""
+        return self._server.wait_for_rate(grant.name)
+
     def trace(self, rates: Mapping[str, int]) -> None:
         """One request in so many of each model is to be passed on, where it is traced; 0 is none.
         Under the empty name: of models that are not named."""
         self._server.set_trace_rates(rates)
+
+    def renew(self, tls: TlsFiles) -> None:
+        """Have connections that are made from now on go by these files; once it listens."""
+        self._server.renew_tls(_pem(tls))
 
     @property
     def in_flight(self) -> int:
@@ -169,6 +183,7 @@ class NativeTransport:
             "max_connections": config.max_connections,
             "idle_timeout": config.max_connection_idle,
             "stall_timeout": config.stall_timeout,
+            "tokens": config.token_file is not None or bool(config.tokens),
             "log_every": config.access_log,
             "traces_observed": bool(config.otlp_endpoint),
         }
@@ -188,12 +203,9 @@ def _end(server: native.Server, path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def _tls(config: ServerConfig) -> tuple[str, str, str] | None:
-    """The files that the lane reads itself; StartupError names one that is no good."""
-    if tls_files(config) is None:
-        return None
-    client_ca = str(config.tls_client_ca) if config.tls_client_ca else ""
-    return str(config.tls_certificate), str(config.tls_key), client_ca
+def _pem(files: TlsFiles) -> tuple[bytes, bytes, bytes]:
+    """As the lane takes them: without a CA, clients need no certificate."""
+    return files.certificate, files.key, files.client_ca or b""
 
 
 def _log_failure(

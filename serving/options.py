@@ -40,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
         usage="%(prog)s [OPTION ...]",
         description="Serve the models of a repository over gRPC and HTTP (V2 inference protocol).",
         epilog="A flag wins over its environment variable, which wins over the default."
+        f" {_secrets()}"
         " `python -m serving doctor [OPTION ...]` checks this machine and the repository,"
         " `python -m serving healthcheck [OPTION ...]` asks a running server.",
         allow_abbrev=False,
@@ -47,6 +48,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     groups: dict[str, argparse._ArgumentGroup] = {}
     for option in fields(ServerConfig):
+        if option.metadata["secret"]:
+            continue
         name = option.metadata["group"]
         group = groups.setdefault(name, parser.add_argument_group(name))
         # A switch may be given a value, --allow-admin=false, so that a flag can undo a variable.
@@ -74,6 +77,8 @@ def _consistent(config: ServerConfig) -> ServerConfig:
         raise ConfigError("--tls-certificate and --tls-key need each other")
     if config.tls_client_ca is not None and config.tls_certificate is None:
         raise ConfigError("--tls-client-ca needs --tls-certificate")
+    if config.token_file is not None and config.tokens:
+        raise ConfigError("--token-file and DIGITS_TOKENS exclude each other")
     if config.load_model and config.model_control_mode != "explicit":
         raise ConfigError("--load-model needs --model-control-mode explicit")
     return config
@@ -100,6 +105,13 @@ def _help(option: Field[Any]) -> str:
     return f"{option.metadata['help']} [{default}; {environment_name(option.name)}]"
 
 
+def _secrets() -> str:
+    """What only the environment tells."""
+    secret = [each for each in fields(ServerConfig) if each.metadata["secret"]]
+    told = (f"{environment_name(each.name)} is {each.metadata['help']}" for each in secret)
+    return f"In the environment only: {'; '.join(told)}."
+
+
 def _shown(value: object) -> str:
     """A value as one would type it."""
     if isinstance(value, bool):
@@ -119,7 +131,7 @@ def _values(
     kinds = get_type_hints(ServerConfig)
     for option in fields(ServerConfig):
         variable = environment_name(option.name)
-        text = flags[option.name]
+        text = flags.get(option.name)
         if isinstance(text, list):
             if not all(
                 isinstance(each, str) for each in text

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -24,6 +25,7 @@ from serving import health
 from serving import model as models
 from serving.addresses import address, check_free
 from serving.admin import Admin, ProcessAdmin
+from serving.authorization import Authorization
 from serving.calls import StrictServer
 from serving.classifier import Classifier
 from serving.classify_rpcs import ClassifyHandlers
@@ -37,7 +39,9 @@ from serving.drift_watch import DriftWatch
 from serving.errors import ModelLoadError, StartupError
 from serving.families import Exported
 from serving.feedback import Feedback, published_labels
+from serving.gate import Gate
 from serving.http.app import application
+from serving.http.bodies import LIMIT, Bodies
 from serving.http.history import History
 from serving.http.server import HttpServer
 from serving.http.services import Services
@@ -52,6 +56,8 @@ from serving.room import Room
 from serving.scrapes import MetricsServer
 from serving.servicer import SERVICE, InferenceServicer, handlers
 from serving.tls import tls_files
+from serving.tls_watch import TlsWatch
+from serving.tokens import Grant
 from serving.trace import Tracer
 from serving.transport import Handlers, add_port, grpc_server
 
@@ -98,8 +104,10 @@ class InferenceServer:
         self._stopping = False
         self._health = health.HealthServicer()
         self._metrics = Metrics(counters, version(), worker)
+        self._authorization = Authorization(config)
+        self._tls = TlsWatch(config, self._metrics)
         module, self._why_transport = choose(config.transport)
-        self._lane = _lane(module, config, self._metrics, keys, counters)
+        self._lane = _lane(module, config, self._metrics, keys, counters, self._tls)
         self._metrics.set(Exported.in_flight_limit, config.room)
         self.registry = ModelRegistry(self._model_changed)
         self._prober = Prober(self.registry, config.probe_interval)
@@ -117,14 +125,22 @@ class InferenceServer:
             config.priority_levels,
             observers(config, self._spans, chosen=self._lane is not None),
         )
-        self._grpc = grpc_server(config, private=self._lane is not None)
+        if self._lane:
+            self._authorization.count_by(self._lane.wait_for_rate)
+        self._grpc = self._grpc_server()
         self.services = self._services(self._servicer(admin_of(self.admin), tracer))
         self._add_services(self.services)
         app = application(self.services)
-        self._http = HttpServer(config, app) if config.allow_http else None
+        self._http = HttpServer(config, app, self._tls) if config.allow_http else None
         self._loader = threading.Thread(target=self._run, name="control", daemon=True)
         self.port = 0
         self.http_port = 0
+
+    def _grpc_server(self) -> grpc.Server:
+        private = self._lane is not None
+        gate = Gate(self._authorization, self.service, private=private)
+        gates = [gate] if self._authorization.required else []
+        return grpc_server(self._config, private=private, interceptors=gates)
 
     @property
     def ready(self) -> bool:
@@ -143,10 +159,12 @@ class InferenceServer:
         for name in (*READINESS, STARTUP, *{state.name for state in self.registry.index}):
             self._health.set(name, NOT_SERVING)
         self._health.set(LIVENESS, SERVING)
+        self._authorization.follow(self._tokens_changed)
         self.port = self._listen()
         if self._http:
             self._http.start()
             self.http_port = self._http.port
+        self._tls.start()
         self.report_readiness()
 
     def _listen(self) -> int:
@@ -154,7 +172,7 @@ class InferenceServer:
         if config.workers == 1:
             check_free("--grpc-port", config.host, config.grpc_port)
         if not self._lane:
-            port = add_port(self._grpc, address(config.host, config.grpc_port), config)
+            port = add_port(self._grpc, address(config.host, config.grpc_port), self._tls)
             self._grpc.start()
             return port
         self._grpc.add_insecure_port(self._lane.upstream)
@@ -186,7 +204,9 @@ class InferenceServer:
         self._stopping = self.service.draining = True
         end = time.monotonic() + self._config.drain_timeout
         self.control.stop()
+        self._tls.stop()
         self._prober.stop()
+        self._authorization.stop()
         self._health.enter_graceful_shutdown()
         if self._lane:
             self._lane.drain()
@@ -199,6 +219,7 @@ class InferenceServer:
         self._grpc.stop(min(LAST_ANSWERS, self._config.drain_timeout)).wait()
         if self._http:
             self._http.stop(max(LAST_ANSWERS, end - time.monotonic()))
+        self.services.classifier.decoding.close()
         if self._lane:
             self._lane.stop()
         if self._loader.is_alive():
@@ -249,6 +270,10 @@ class InferenceServer:
         self._feedback.expect(manifest, show=self._worker == 0)
         return served
 
+    def _tokens_changed(self, grants: tuple[Grant, ...]) -> None:
+        if self._lane:
+            self._lane.authorize(grants)
+
     def _model_changed(self, name: str, served: bool) -> None:
         if self._lane:
             self._lane.route(lambda: self.registry.routes)
@@ -274,15 +299,28 @@ class InferenceServer:
         room = Room(self.service, self._config.room, self._lane)
         classifier = Classifier(self.service, self.registry, self._config.max_batch_size)
         history = History(self._metrics.sums)
-        return Services(self._config, self.service, servicer, digits, room, classifier, history)
+        bodies = Bodies(max(LIMIT, 4 * self._config.max_message_bytes))
+        return Services(
+            self._config,
+            self.service,
+            servicer,
+            digits,
+            room,
+            classifier,
+            history,
+            bodies,
+            self._authorization,
+        )
 
     def _add_services(self, services: Services) -> None:
-        self._handlers = Handlers(self.service, handlers(services.v2), services.room)
+        authorization = services.authorization
+        v2 = handlers(services.v2, authorization)
+        self._handlers = Handlers(self.service, v2, services.room, authorization)
         self._grpc.add_generic_rpc_handlers((self._handlers,))
         strict: Any = StrictServer(self._grpc)  # as much of a server as is needed there
         health_pb2_grpc.add_HealthServicer_to_server(self._health, strict)
-        add_digits_service(self._grpc, services.digits)
-        self._classify = ClassifyHandlers(services.classifier, services.room)
+        add_digits_service(self._grpc, services.digits, authorization)
+        self._classify = ClassifyHandlers(services.classifier, services.room, authorization)
         self._grpc.add_generic_rpc_handlers((self._classify,))
         names = [SERVICE.full_name, DIGITS.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME]
         reflection.enable_server_reflection(names, strict)
@@ -340,11 +378,14 @@ def _lane(
     metrics: Metrics,
     keys: Sequence[bytes],
     directory: Path,
+    tls: TlsWatch,
 ) -> NativeTransport | None:
     if module is None:
         return None
     key = keys[0] if config.prediction_ids else None
-    return NativeTransport(module, config, metrics, key, directory)
+    lane = NativeTransport(module, config, metrics, key, directory, tls.files)
+    tls.follow(lane.renew)
+    return lane
 
 
 def version() -> str:

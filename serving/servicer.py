@@ -12,7 +12,8 @@ from google.protobuf.message_factory import GetMessageClass
 
 from serving import describe, logs
 from serving.admin import Admin, require_admin
-from serving.calls import peer_of, strict
+from serving.authorization import Asker, Authorization
+from serving.calls import peer_of, strict, tokens_of
 from serving.config import ServerConfig
 from serving.errors import InvalidInput, ModelNotFound, ModelNotReady, NotSupported
 from serving.metrics import Metrics
@@ -31,7 +32,7 @@ SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 class InferenceServicer:
     """Answers for the models of a registry; `ready` tells whether traffic is wanted.
 
-    Each RPC is a method of its name, from the request and the caller's peer to the response. It
+    Each RPC is a method of its name, from the request and who asks to the response. It
     raises a ServingError, which `handlers` turns into a status.
     """
 
@@ -43,15 +44,15 @@ class InferenceServicer:
     version: str
     ready: Callable[[], bool]
 
-    def ServerLive(self, request: pb.ServerLiveRequest, peer: str) -> pb.ServerLiveResponse:
+    def ServerLive(self, request: pb.ServerLiveRequest, asker: Asker) -> pb.ServerLiveResponse:
         """True: the process answers."""
         return pb.ServerLiveResponse(live=True)
 
-    def ServerReady(self, request: pb.ServerReadyRequest, peer: str) -> pb.ServerReadyResponse:
+    def ServerReady(self, request: pb.ServerReadyRequest, asker: Asker) -> pb.ServerReadyResponse:
         """Loading is over, at least one model is served, and the server does not drain."""
         return pb.ServerReadyResponse(ready=self.ready())
 
-    def ModelReady(self, request: pb.ModelReadyRequest, peer: str) -> pb.ModelReadyResponse:
+    def ModelReady(self, request: pb.ModelReadyRequest, asker: Asker) -> pb.ModelReadyResponse:
         """Whether the model is served; false, too, for one that is unknown, as in Triton."""
         try:
             self.registry.get(request.name, request.version)
@@ -60,7 +61,7 @@ class InferenceServicer:
         return pb.ModelReadyResponse(ready=True)
 
     def ServerMetadata(
-        self, request: pb.ServerMetadataRequest, peer: str
+        self, request: pb.ServerMetadataRequest, asker: Asker
     ) -> pb.ServerMetadataResponse:
         """Name, version, and the protocol's extensions that are there."""
         return pb.ServerMetadataResponse(
@@ -68,18 +69,18 @@ class InferenceServicer:
         )
 
     def ModelMetadata(
-        self, request: pb.ModelMetadataRequest, peer: str
+        self, request: pb.ModelMetadataRequest, asker: Asker
     ) -> pb.ModelMetadataResponse:
         """What the manifest says of the tensors and the class labels."""
         served = self.registry.get(request.name, request.version)
         return describe.metadata(served, self.registry.versions(request.name))
 
-    def ModelConfig(self, request: pb.ModelConfigRequest, peer: str) -> pb.ModelConfigResponse:
+    def ModelConfig(self, request: pb.ModelConfigRequest, asker: Asker) -> pb.ModelConfigResponse:
         """How the model is batched and where it runs."""
         return describe.config(self.registry.get(request.name, request.version), self.config)
 
     def ModelStatistics(
-        self, request: pb.ModelStatisticsRequest, peer: str
+        self, request: pb.ModelStatisticsRequest, asker: Asker
     ) -> pb.ModelStatisticsResponse:
         """Counts and durations of what is served, over all workers."""
         if request.name:
@@ -94,16 +95,16 @@ class InferenceServicer:
         return describe.statistics([(*key, totals.get(key, ModelTotals())) for key in wanted])
 
     def RepositoryIndex(
-        self, request: pb.RepositoryIndexRequest, peer: str
+        self, request: pb.RepositoryIndexRequest, asker: Asker
     ) -> pb.RepositoryIndexResponse:
         """Every version that is known of, and why it is not served."""
         return describe.index(self.registry.index, request.ready)
 
     def RepositoryModelLoad(
-        self, request: pb.RepositoryModelLoadRequest, peer: str
+        self, request: pb.RepositoryModelLoadRequest, asker: Asker
     ) -> pb.RepositoryModelLoadResponse:
         """Load the model's versions by the version policy, in all workers."""
-        require_admin(self.config.allow_admin, peer)
+        require_admin(self.config.allow_admin, asker)
         if request.parameters:
             raise InvalidInput(f"load: parameter {min(request.parameters)!r} is not supported")
         name = request.model_name or request.repository_name
@@ -111,22 +112,24 @@ class InferenceServicer:
         return pb.RepositoryModelLoadResponse(model_name=name, is_loaded=True)
 
     def RepositoryModelUnload(
-        self, request: pb.RepositoryModelUnloadRequest, peer: str
+        self, request: pb.RepositoryModelUnloadRequest, asker: Asker
     ) -> pb.RepositoryModelUnloadResponse:
         """Unload the model, in all workers. No model here depends on another."""
-        require_admin(self.config.allow_admin, peer)
+        require_admin(self.config.allow_admin, asker)
         if others := set(request.parameters) - {"unload_dependents"}:
             raise InvalidInput(f"unload: parameter {min(others)!r} is not supported")
         name = request.model_name or request.repository_name
         self.admin.unload(name)
         return pb.RepositoryModelUnloadResponse(model_name=name, is_unloaded=True)
 
-    def TraceSetting(self, request: pb.TraceSettingRequest, peer: str) -> pb.TraceSettingResponse:
+    def TraceSetting(
+        self, request: pb.TraceSettingRequest, asker: Asker
+    ) -> pb.TraceSettingResponse:
         """Change trace settings where some are given; what holds then."""
         if request.model_name:
             self.registry.get(request.model_name)
         if request.settings:
-            require_admin(self.config.allow_admin, peer)
+            require_admin(self.config.allow_admin, asker)
             changes = {name: tuple(each.value) for name, each in request.settings.items()}
             self.admin.change_trace(changes, request.model_name)
         response = pb.TraceSettingResponse()
@@ -134,10 +137,10 @@ class InferenceServicer:
             response.settings[name].value.extend(values)
         return response
 
-    def LogSettings(self, request: pb.LogSettingsRequest, peer: str) -> pb.LogSettingsResponse:
+    def LogSettings(self, request: pb.LogSettingsRequest, asker: Asker) -> pb.LogSettingsResponse:
         """Change log settings where some are given; what holds then."""
         if request.settings:
-            require_admin(self.config.allow_admin, peer)
+            require_admin(self.config.allow_admin, asker)
             self.admin.change_logs(
                 {name: _chosen(name, value) for name, value in request.settings.items()}
             )
@@ -150,11 +153,15 @@ class InferenceServicer:
         return response
 
 
-def handlers(servicer: InferenceServicer) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+def handlers(
+    servicer: InferenceServicer, authorization: Authorization
+) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
     """A handler for every method of the service but inference, by its name."""
     return {
         method.name: unary(
-            getattr(servicer, method.name, _shared_memory), GetMessageClass(method.input_type)
+            getattr(servicer, method.name, _shared_memory),
+            GetMessageClass(method.input_type),
+            authorization,
         )
         for method in SERVICE.methods
         if method.name not in INFERENCE
@@ -162,13 +169,14 @@ def handlers(servicer: InferenceServicer) -> dict[str, grpc.RpcMethodHandler[Any
 
 
 def unary(
-    method: Callable[[Any, str], Message], kind: type[Message]
+    method: Callable[[Any, Asker], Message], kind: type[Message], authorization: Authorization
 ) -> grpc.RpcMethodHandler[Any, Any]:
-    """The handler of a method of the request and the caller's peer that raises ServingErrors."""
+    """The handler of a method of the request and who asks that raises ServingErrors."""
 
     def answer(request: Message, context: grpc.ServicerContext) -> Message:
         try:
-            return method(request, peer_of(context))
+            roles = authorization.roles(tokens_of(context.invocation_metadata()))
+            return method(request, Asker(peer_of(context), roles))
         except Exception as error:
             status, details = status_of(error, rpc=kind.__name__.removesuffix("Request"))
         if status == "PERMISSION_DENIED" or status == "UNIMPLEMENTED":
@@ -184,7 +192,7 @@ def unary(
     )
 
 
-def _shared_memory(request: Message, peer: str) -> Message:
+def _shared_memory(request: Message, asker: Asker) -> Message:
     """The only methods that the servicer lacks."""
     raise NotSupported(NO_SHARED_MEMORY)
 

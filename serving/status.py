@@ -26,8 +26,10 @@ from serving.errors import (
     NotAllowed,
     NotSupported,
     QueueFull,
+    RateLimited,
     Rejection,
     RequestCancelled,
+    Unauthenticated,
 )
 
 # An error's entry is its class's, or else that of the nearest class it inherits from.
@@ -42,6 +44,7 @@ STATUS: dict[type[BaseException], str] = {
     RequestCancelled: "CANCELLED",
     ModelFailed: "INTERNAL",
     LoadFailed: "FAILED_PRECONDITION",
+    Unauthenticated: "UNAUTHENTICATED",
     NotAllowed: "PERMISSION_DENIED",
     NotSupported: "UNIMPLEMENTED",
 }
@@ -52,10 +55,13 @@ REASON: dict[type[BaseException], Rejection] = {
     InvalidInput: Rejection.INVALID_INPUT,
     NotSupported: Rejection.INVALID_INPUT,
     QueueFull: Rejection.QUEUE_FULL,
+    RateLimited: Rejection.RATE_LIMITED,
     NoRoom: Rejection.OVERLOADED,
     Draining: Rejection.DRAINING,
     DeadlineExceeded: Rejection.DEADLINE,
     RequestCancelled: Rejection.CANCELLED,
+    Unauthenticated: Rejection.UNAUTHENTICATED,
+    NotAllowed: Rejection.NOT_ALLOWED,
     ModelFailed: Rejection.FAILED,
 }
 # Bytes. Names that a client chose appear in messages, and gRPC carries those in a header of 8 KiB,

@@ -9,11 +9,14 @@ from typing import Any, NamedTuple
 
 import grpc
 
-from serving.calls import MethodHandler, at_most, caller_of, deadline_of
+from serving.authorization import Authorization
+from serving.calls import MethodHandler, at_most, caller_of, deadline_of, tokens_of
+from serving.errors import ServingError
 from serving.inference import Answering, CallerOf
 from serving.pb import inference_pb2 as pb
 from serving.replies import Refusal, Reply
 from serving.room import Room
+from serving.tokens import Need
 
 # Streams that may be open at the same time; each takes two threads.
 MAX_STREAMS = 128
@@ -28,16 +31,18 @@ class Spoken(NamedTuple):
     message: Callable[[Reply | Refusal], bytes]
 
 
-def stream_handler(service: Answering, room: Room, spoken: Spoken | None = None) -> MethodHandler:
+def stream_handler(
+    service: Answering, room: Room, authorization: Authorization, spoken: Spoken | None = None
+) -> MethodHandler:
     """The handler of ModelStreamInfer, or of a stream that is `spoken` otherwise: answers as they
     come, errors as messages of their own.
 
-    Requests beyond the room are refused.
+    Requests beyond the room are refused, and those that the stream's token does not allow any more.
     """
     way = spoken or Spoken("ModelStreamInfer", _stream_message)
 
     def answers(messages: Iterator[bytes], context: Any) -> Iterator[bytes]:
-        return _Stream(service, room, way, messages, context).answers()
+        return _Stream(service, room, authorization, way, messages, context).answers()
 
     return grpc.stream_stream_rpc_method_handler(at_most(MAX_STREAMS, answers, "stream"))
 
@@ -49,6 +54,7 @@ class _Stream:
         self,
         service: Answering,
         room: Room,
+        authorization: Authorization,
         spoken: Spoken,
         messages: Iterator[bytes],
         context: Any,
@@ -56,6 +62,8 @@ class _Stream:
         self._service = service
         self._message = spoken.message
         self._room = room
+        self._authorization = authorization
+        self._tokens = tokens_of(context.invocation_metadata())
         self._messages = messages
         self._deadline = deadline_of(context)
         who = caller_of(spoken.rpc, context)  # one for all of the stream's requests
@@ -94,8 +102,8 @@ class _Stream:
                     break
                 self._submitted = number + 1
                 self._parting = self._service.draining
-                if self._parting or self._room.full():
-                    self._answers.put(self._service.refuse_unread(message, self._caller))
+                if refusal := self._refusal(message):
+                    self._answers.put(refusal)
                 else:
                     self._submit(number, message)
                 if self._parting:
@@ -104,6 +112,16 @@ class _Stream:
             self._end()
         finally:
             self._answers.put(None)
+
+    def _refusal(self, message: bytes) -> Refusal | None:
+        """Of a request that is not to be looked at."""
+        if self._parting or self._room.full():
+            return self._service.refuse_unread(message, self._caller)
+        try:
+            self._authorization.require(Need.INFER, self._tokens)
+        except ServingError as error:
+            return self._service.refuse_unread(message, self._caller, error)
+        return None
 
     def _submit(self, number: int, message: bytes) -> None:
         def respond(outcome: Reply | Refusal) -> None:

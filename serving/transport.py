@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ import grpc
 from grpc import _server as grpc_internals
 
 from serving.access import Timing
+from serving.authorization import Authorization
 from serving.calls import MethodHandler, caller_of, deadline_of
 from serving.config import ServerConfig
 from serving.inference import Answering, InferenceService
@@ -26,7 +28,8 @@ from serving.replies import Refusal, Reply
 from serving.room import Room
 from serving.servicer import SERVICE
 from serving.streaming import stream_handler
-from serving.tls import tls_files
+from serving.tls import TlsFiles
+from serving.tls_watch import TlsWatch
 
 # Threads that receive and parse requests, and at most, while callers send slowly.
 RECEIVING_THREADS = 8
@@ -37,13 +40,24 @@ MOST_RECEIVING_THREADS = 512
 THREADS = (4, 256)
 # Calls that one connection may have open; more wait at the caller, not in this server's memory.
 MAX_CALLS_PER_CONNECTION = 4096
-LIMITS = (("grpc.max_concurrent_streams", MAX_CALLS_PER_CONNECTION),)
+# Bytes of a call's metadata, as in the lane. By default grpcio refuses some calls from 8 KiB on.
+MAX_METADATA_BYTES = 16 * 1024
+# Milliseconds that a client may take to shake hands, as in the lane.
+HANDSHAKE = 20_000
+LIMITS = (
+    ("grpc.max_concurrent_streams", MAX_CALLS_PER_CONNECTION),
+    ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+    ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
+    ("grpc.server_handshake_timeout_ms", HANDSHAKE),
+)
 # The same behind the lane, which holds its clients to their limits itself. grpcio counts a call for
 # a little longer than its client does, and resets new ones meanwhile: hence twice as many. And of
 # all connections' calls that Python has not looked at it cancels some from 1000 on, and any beyond
 # 3000: hence room for those of a few clients that have as many as they may.
 PRIVATE_LIMITS = (
     ("grpc.max_concurrent_streams", 2 * MAX_CALLS_PER_CONNECTION),
+    ("grpc.max_metadata_size", 4 * MAX_METADATA_BYTES),
+    ("grpc.absolute_max_metadata_size", 4 * MAX_METADATA_BYTES),
     ("grpc.server.max_pending_requests", 4 * MAX_CALLS_PER_CONNECTION),
     ("grpc.server.max_pending_requests_hard_limit", 4 * MAX_CALLS_PER_CONNECTION),
 )
@@ -57,7 +71,12 @@ Send = Callable[[bytes | None], None]
 Finish = Callable[[Any, bytes, Send], None]
 
 
-def grpc_server(config: ServerConfig, *, private: bool = False) -> grpc.Server:
+def grpc_server(
+    config: ServerConfig,
+    *,
+    private: bool = False,
+    interceptors: Sequence[grpc.ServerInterceptor] = (),  # type: ignore[type-arg]  # as below
+) -> grpc.Server:
     """A server without services that listens nowhere yet.
 
     A `private` one is behind the native lane, which has its clients' connections end in time: its
@@ -71,6 +90,7 @@ def grpc_server(config: ServerConfig, *, private: bool = False) -> grpc.Server:
     ending = [] if private else [(name, limit) for name, limit in limits.items() if limit]
     return grpc.server(
         ReceivingPool(*THREADS, name="rpc"),
+        interceptors=list(interceptors),
         options=[
             # Two servers must not share a port by accident; workers of one do by design.
             ("grpc.so_reuseport", int(config.workers > 1)),
@@ -80,23 +100,40 @@ def grpc_server(config: ServerConfig, *, private: bool = False) -> grpc.Server:
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),  # clients may ask, too
             ("grpc.max_receive_message_length", config.max_message_bytes),
             ("grpc.max_send_message_length", config.max_message_bytes),
+            # For calls in flight, once a connection has reached its age.
+            ("grpc.max_connection_age_grace_ms", round(config.drain_timeout * 1000)),
             *ending,
         ],
     )
 
 
-def add_port(server: grpc.Server, where: str, config: ServerConfig) -> int:
-    """Listen at host:port, by TLS if that is configured; the port.
-
-    StartupError names a file that is no good.
-    """
-    files = tls_files(config)
-    if files is None:
+def add_port(server: grpc.Server, where: str, tls: TlsWatch) -> int:
+    """Listen at host:port, by TLS and its newest files if that is configured; the port."""
+    if tls.files is None:
         return server.add_insecure_port(where)
-    credentials = grpc.ssl_server_credentials(
-        [(files.key, files.certificate)], files.client_ca, files.client_ca is not None
+    renewed: deque[grpc.ServerCertificateConfiguration] = deque(maxlen=1)
+    tls.follow(lambda files: renewed.append(_certificates(files)))
+    credentials = grpc.dynamic_ssl_server_credentials(
+        _certificates(tls.files),
+        lambda: _newest(renewed),  # type: ignore[arg-type, return-value]  # None is nothing new
+        require_client_authentication=tls.files.client_ca is not None,
     )
     return server.add_secure_port(where, credentials)
+
+
+def _certificates(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
+    pair = (files.key, files.certificate)
+    return grpc.ssl_server_certificate_configuration([pair], files.client_ca)
+
+
+def _newest(
+    renewed: deque[grpc.ServerCertificateConfiguration],
+) -> grpc.ServerCertificateConfiguration | None:
+    """What grpcio asks for at each handshake, of any thread: what it does not have yet."""
+    try:
+        return renewed.pop()
+    except IndexError:
+        return None
 
 
 class Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # none at run time
@@ -107,13 +144,18 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # none at run
     """
 
     def __init__(
-        self, service: InferenceService, others: Mapping[str, MethodHandler], room: Room
+        self,
+        service: InferenceService,
+        others: Mapping[str, MethodHandler],
+        room: Room,
+        authorization: Authorization,
     ) -> None:
         self._room = room
         self._pool = receiving_pool()
         self._infer = infer_handler(service, self._pool)
         self._refuse = refuse_handler(service)
-        methods = {**others, "ModelStreamInfer": stream_handler(service, room)}
+        stream = stream_handler(service, room, authorization)
+        methods = {**others, "ModelStreamInfer": stream}
         self._others = {f"/{SERVICE.full_name}/{name}": each for name, each in methods.items()}
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> MethodHandler | None:
@@ -166,10 +208,15 @@ def infer_handler(
 
 
 def refuse_handler(service: Answering, rpc: str = "ModelInfer") -> MethodHandler:
+    """Refuses a call, as there is no room for it."""
+    return refusing(lambda context: service.refuse_unread(caller=partial(caller_of, rpc, context)))
+
+
+def refusing(refusal: Callable[[Any], Refusal]) -> MethodHandler:
     """Refuses a call without reading its request: to grpcio that is a stream, nobody asks for."""
 
     def refuse(messages: Iterator[bytes], context: Any, send: Send) -> None:
-        _refuse(context, service.refuse_unread(caller=partial(caller_of, rpc, context)))
+        _refuse(context, refusal(context))
         send(None)
 
     return grpc.stream_stream_rpc_method_handler(_non_blocking(refuse, _Inline(1)))

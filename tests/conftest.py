@@ -276,7 +276,7 @@ def save(graph: onnx.GraphProto, path: Path) -> None:
     onnx.save(model, path)
 
 
-def save_slow(path: Path, shared: bool) -> None:
+def save_slow(path: Path, shared: bool, size: int = SLOW_SIZE) -> None:
     """Squares a large matrix of each row again and again, which takes a fair part of a second."""
     apart, together = ("Unsqueeze", "Squeeze") if shared else ("Identity", "Identity")
     middle = ["middle"] if shared else []
@@ -291,27 +291,27 @@ def save_slow(path: Path, shared: bool) -> None:
     graph = helper.make_graph(
         nodes,
         "slow",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", SLOW_SIZE])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", SLOW_SIZE])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", size])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", size])],
         [
-            numpy_helper.from_array(np.eye(SLOW_SIZE, dtype=np.float32), "matrix"),
+            numpy_helper.from_array(np.eye(size, dtype=np.float32), "matrix"),
             numpy_helper.from_array(np.array([1]), "middle"),
         ],
     )
     save(graph, path)
 
 
-def publish_slow(repository: Path, shared: bool = True) -> Path:
+def publish_slow(repository: Path, shared: bool = True, size: int = SLOW_SIZE) -> Path:
     """Publish a model that keeps an instance busy; `shared` says whether requests share a run."""
-    x, y = (TensorSpec(name, "FP32", (-1, SLOW_SIZE)) for name in ("x", "y"))
-    return publish_model(repository, "slow", lambda path: save_slow(path, shared), (x,), (y,))
+    x, y = (TensorSpec(name, "FP32", (-1, size)) for name in ("x", "y"))
+    return publish_model(repository, "slow", lambda path: save_slow(path, shared, size), (x,), (y,))
 
 
-def slow_request(name: str = "", value: float = 0.0) -> pb.ModelInferRequest:
+def slow_request(name: str = "", value: float = 0.0, size: int = SLOW_SIZE) -> pb.ModelInferRequest:
     """One row of that value for `slow`, which answers its 17th power."""
-    raw = np.full(SLOW_SIZE, value, np.float32).tobytes()
+    raw = np.full(size, value, np.float32).tobytes()
     request = pb.ModelInferRequest(id=name, model_name="slow", raw_input_contents=[raw])
-    request.inputs.add(name="x", datatype="FP32", shape=[1, SLOW_SIZE])
+    request.inputs.add(name="x", datatype="FP32", shape=[1, size])
     return request
 
 
@@ -528,13 +528,17 @@ class Process:
 
 
 @contextmanager
-def server_process(*arguments: str) -> Iterator[Process]:
-    """Run the server's command line with free ports; killed after LIFETIME or when left."""
+def server_process(
+    *arguments: str, environ: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[Process]:
+    """Run the server's command line with free ports, and with more in its environment; killed after
+    LIFETIME or when left."""
     command = [sys.executable, "-m", "serving", "--grpc-port", "0", "--metrics-port", "0"]
     command += ["--http-port", "0"]
     popen = subprocess.Popen(
         [*command, *arguments],
         cwd=ROOT,
+        env={**os.environ, **environ},
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,

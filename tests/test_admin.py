@@ -14,10 +14,12 @@ from conftest import PATIENCE, Running, publish_times, running_server, times_req
 from serving import logs
 from serving.access import Finished, Timing
 from serving.admin import is_local, require_admin
+from serving.authorization import Asker
 from serving.batch import Stages
 from serving.errors import InvalidInput, NotAllowed
 from serving.pb import inference_pb2 as pb
 from serving.pb import inference_pb2_grpc as pb_grpc
+from serving.tokens import Need
 from serving.trace import Tracer
 
 
@@ -49,11 +51,18 @@ def test_only_loopback_and_unix_sockets_are_this_machine(peer: str, local: bool)
 
 
 def test_administration_has_to_be_allowed_and_local() -> None:
-    require_admin(True, "ipv4:127.0.0.1:50000")
+    here, elsewhere = Asker("ipv4:127.0.0.1:50000"), Asker("ipv4:10.0.0.5:50000")
+    require_admin(True, here)
     with pytest.raises(NotAllowed, match="--allow-admin"):
-        require_admin(False, "ipv4:127.0.0.1:50000")
+        require_admin(False, here)
     with pytest.raises(NotAllowed, match="on this machine only"):
-        require_admin(True, "ipv4:10.0.0.5:50000")
+        require_admin(True, elsewhere)
+
+
+def test_who_has_the_role_admin_may_administrate_from_anywhere() -> None:
+    require_admin(False, Asker("ipv4:10.0.0.5:50000", frozenset({Need.ADMIN})))
+    with pytest.raises(NotAllowed, match="a token with the role admin"):
+        require_admin(False, Asker("ipv4:10.0.0.5:50000", frozenset({Need.INFER})))
 
 
 # The log

@@ -22,7 +22,7 @@ from digit_image import normalise
 from model_repository import Manifest, TensorSpec
 from serving import classify
 from serving.decoding import Decoding
-from serving.errors import InvalidInput, Overloaded
+from serving.errors import Draining, InvalidInput, Overloaded, RequestCancelled
 from serving.pb import digits_pb2 as pb
 
 Pixels = NDArray[np.uint8]
@@ -137,6 +137,34 @@ def test_the_number_of_images_is_bounded(count: int) -> None:
         classify.digits_of([pb.Image(encoded=WHOLE_PNG)] * count, 2)
 
 
+@pytest.mark.parametrize(
+    "last",
+    [
+        pb.Image(encoded=png_of(5000, 5000)),
+        pb.Image(pixels=pb.Pixels(height=5000, width=5000)),
+    ],
+    ids=["a file", "pixels"],
+)
+def test_all_images_of_a_request_together_have_the_pixels_that_one_may(last: pb.Image) -> None:
+    """What is declared is enough: neither is there."""
+    with pytest.raises(InvalidInput) as raised:
+        classify.digits_of([pb.Image(encoded=WHOLE_PNG), last], 2)
+    assert str(raised.value) == "images[1]: with it, the request has more than 25000000 pixels"
+
+
+def test_no_image_is_decoded_once_nobody_waits_for_it() -> None:
+    calls = []
+
+    def require_wanted() -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise RequestCancelled("the caller went away")
+
+    images = [pb.Image(encoded=WHOLE_PNG), pb.Image(encoded=b"")]
+    with pytest.raises(RequestCancelled):
+        classify.digits_of(images, 2, require_wanted)
+
+
 def test_files_and_pixels_of_every_shape_become_the_same_digits() -> None:
     page = stroke()
     colour = np.stack([page] * 3, axis=2)
@@ -179,6 +207,30 @@ def test_as_many_wait_to_be_decoded_as_may_and_then_no_more() -> None:
     go.set()
     assert [future.result() for future in futures] == [True, True]
     assert decoding.submit(lambda: decoding.inside).result() == 1
+
+
+def test_what_is_cancelled_while_it_waits_gives_its_place_to_another() -> None:
+    go = threading.Event()
+    decoding = Decoding(threads=1, waiting=1)
+    running, waiting = decoding.submit(go.wait), decoding.submit(go.wait)
+    assert waiting.cancel()
+    assert decoding.inside == 1
+    another = decoding.submit(go.wait)
+    go.set()
+    assert running.result() == another.result() is True
+
+
+def test_a_server_that_ends_decodes_nothing_more() -> None:
+    go = threading.Event()
+    decoding = Decoding(threads=1, waiting=1)
+    running, waiting = decoding.submit(go.wait), decoding.submit(go.wait)
+    decoding.close()
+    assert waiting.cancelled()
+    with pytest.raises(Draining):
+        decoding.submit(go.wait)
+    go.set()
+    assert running.result()
+    assert decoding.inside == 0
 
 
 # Hostile files

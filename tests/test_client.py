@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections import Counter
@@ -70,6 +71,7 @@ def test_predictions_are_told_their_truths_one_or_all(digits: Digits, tmp_path: 
         assert client.feedback(answer[0], 7).outcome == "counted"
         outcomes = [each.outcome for each in client.feedback(answer, ["7", 7, "3"])]
         assert outcomes == ["repeated", "counted", "counted"]
+        assert client.feedback(answer[0], np.int64(7)).outcome == "repeated"
         (quality,) = client.quality("classifier")
         assert quality.feedback_count == 3
 
@@ -146,7 +148,7 @@ def test_a_server_that_does_not_become_ready_is_told_with_the_reason(running: Ru
     with Client(running.address) as client:
         client.wait_until_ready(PATIENCE, model="classifier")
         with pytest.raises(RequestFailed, match="model 'nobody' is not served") as caught:
-            client.wait_until_ready(0.3, model="nobody")
+            client.wait_until_ready(1.0, model="nobody")
     assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
@@ -167,6 +169,20 @@ def test_a_token_goes_with_each_call_and_nowhere_else() -> None:
         client.server()
         assert "s3cret" not in repr(client)
     assert [each["authorization"] for each in script.metadata] == ["Bearer s3cret"] * 2
+
+
+def test_a_token_within_this_machine_does_not_go_by_a_proxy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("no_grpc_proxy", "no_proxy", "grpc_proxy", "https_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as proxy, serving(Scripted([])) as address:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        with Client(address, token="s3cret") as client:
+            assert client.quality(timeout=PATIENCE) == []
+        proxy.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            proxy.accept()
 
 
 def test_a_token_is_not_sent_in_plain_text_to_another_machine() -> None:

@@ -63,6 +63,7 @@ def test_every_option_can_be_set_either_way() -> None:
         "tls_certificate": Path("server.pem"),
         "tls_key": Path("server.key"),
         "tls_client_ca": Path("clients.pem"),
+        "token_file": Path("tokens"),
         "allow_admin": True,
         "workers": 2,
         "drain_timeout": 10.5,
@@ -74,8 +75,17 @@ def test_every_option_can_be_set_either_way() -> None:
     texts = {name: typed(value) for name, value in values.items()}
     flags = [f"--{name.replace('_', '-')}={text}" for name, text in texts.items()]
     environ = {environment_name(name): text for name, text in texts.items()}
-    assert dataclasses.asdict(parse(flags, {})) == values
-    assert dataclasses.asdict(parse([], environ)) == values
+    assert dataclasses.asdict(parse(flags, {})) == {**values, "tokens": ""}
+    assert dataclasses.asdict(parse([], environ)) == {**values, "tokens": ""}
+
+
+def test_tokens_are_given_by_the_environment_and_shown_by_nothing() -> None:
+    config = parse([], {"DIGITS_TOKENS": "ops admin 0123456789abcdef0123456789abcdef"})
+    assert config.tokens == "ops admin 0123456789abcdef0123456789abcdef"
+    assert "0123456789abcdef" not in repr(config)
+    with pytest.raises(SystemExit) as stopped:
+        parse(["--tokens", config.tokens], {})
+    assert stopped.value.code == 2
 
 
 def typed(value: object) -> str:
@@ -124,6 +134,7 @@ def test_a_version_policy_chooses_among_the_published_versions() -> None:
         (["--otlp-endpoint", "http://a:b"], {}, "--otlp-endpoint: 'http://a:b': expected http"),
         (["--tls-key", "k"], {}, "--tls-certificate and --tls-key need each other"),
         (["--tls-client-ca", "c"], {}, "--tls-client-ca needs --tls-certificate"),
+        (["--token-file", "t"], {"DIGITS_TOKENS": "a"}, "--token-file and DIGITS_TOKENS exclude"),
         (["--load-model", "a"], {}, "--load-model needs --model-control-mode explicit"),
         ([], {"DIGITS_MAX_BATCH_SIZE": "1.5"}, "DIGITS_MAX_BATCH_SIZE: '1.5' is not a whole"),
         ([], {"DIGITS_DRAIN_TIMEOUT": "soon"}, "DIGITS_DRAIN_TIMEOUT: 'soon' is not a number"),
@@ -148,7 +159,10 @@ def test_help_names_every_option_with_its_default_and_environment_name(
         parse(["--help"], {})
     assert stopped.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
+    assert "DIGITS_TOKENS is the text of a --token-file" in text
     for field in dataclasses.fields(ServerConfig):
+        if field.name == "tokens":
+            continue
         assert f"--{field.name.replace('_', '-')} " in text
         assert f"; {environment_name(field.name)}]" in text
     assert "[30 seconds; DIGITS_DRAIN_TIMEOUT]" in text

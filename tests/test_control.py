@@ -534,7 +534,7 @@ def test_administration_is_refused_unless_it_was_allowed(tmp_path: Path) -> None
         ):
             code, details = refusal(call)
             assert code == CODE.PERMISSION_DENIED
-            assert details.endswith("start the server with --allow-admin")
+            assert details.endswith("it takes a token with the role admin, or --allow-admin")
         # To look is allowed.
         settings = running.stub.TraceSetting(pb.TraceSettingRequest()).settings
         assert list(settings["trace_level"].value) == ["OFF"]

@@ -38,6 +38,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from model_repository import TensorSpec
 from repository_upkeep import rollback
+from serving.authorization import Authorization
 from serving.client import Client, Drift, ModelQuality, Outcome
 from serving.config import ServerConfig
 from serving.counted_ids import CountedIds
@@ -382,7 +383,9 @@ def test_what_is_known_without_labels_reaches_the_client(tmp_path: Path) -> None
     feedback = Feedback(Signer([b""]), metrics, counted, lambda model, version: None, 60.0)
     server = grpc.server(ThreadPoolExecutor(1))
     config = ServerConfig(drift_window=60.0)
-    add_digits_service(server, DigitsServicer(feedback, ModelRegistry(), metrics, config))
+    add_digits_service(
+        server, DigitsServicer(feedback, ModelRegistry(), metrics, config), Authorization(config)
+    )
     address = f"localhost:{server.add_insecure_port('localhost:0')}"
     server.start()
     with Client(address) as client:

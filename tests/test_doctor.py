@@ -104,6 +104,18 @@ def test_onnx_runtime_keeps_no_identity_to_report_to_its_maker(
     assert list(tmp_path.rglob("*")) == []
 
 
+def test_tokens_are_named_and_a_file_that_is_no_good_is_a_problem(tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    file.write_text(f"ops admin {'0123456789abcdef' * 2}\n")
+    here = found(config_of(tmp_path, token_file=file))["--token-file"]
+    assert (here.status, here.text) == (OK, "tokens of ops")
+    open_to_all = found(config_of(tmp_path, token_file=file, host="0.0.0.0"))["--token-file"]
+    assert (open_to_all.status, open_to_all.text) == (WARN, "tokens of ops, sent in plain text")
+    file.write_text("ops admin short")
+    bad = found(config_of(tmp_path, token_file=file))["--token-file"]
+    assert (bad.status, "line 1 has a token of 5 characters" in bad.text) == (FAIL, True)
+
+
 def test_a_damaged_version_is_a_problem_if_it_would_be_served(
     tmp_path: Path, digits: Digits, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,6 +13,7 @@ from serving.errors import (
     NoRoom,
     Overloaded,
     QueueFull,
+    RateLimited,
     Rejection,
     ServingError,
 )
@@ -43,12 +44,14 @@ def test_every_serving_error_has_its_status() -> None:
         "DeadlineExceeded": ("DEADLINE_EXCEEDED", "why"),
         "RequestCancelled": ("CANCELLED", "why"),
         "ModelFailed": ("INTERNAL", "why"),
+        "RateLimited": ("RESOURCE_EXHAUSTED", "why"),
+        "Unauthenticated": ("UNAUTHENTICATED", "why"),
         "NotAllowed": ("PERMISSION_DENIED", "why"),
         "LoadFailed": ("FAILED_PRECONDITION", "why"),
         "NotSupported": ("UNIMPLEMENTED", "why"),
     }
-    # These two have that of the class above them.
-    assert set(STATUS) == set(subclasses(ServingError)) - {QueueFull, Overloaded}
+    # These have that of the class above them.
+    assert set(STATUS) == set(subclasses(ServingError)) - {QueueFull, Overloaded, RateLimited}
 
 
 def test_every_serving_error_is_counted_as_one_of_few_reasons() -> None:
@@ -66,7 +69,9 @@ def test_every_serving_error_is_counted_as_one_of_few_reasons() -> None:
         "DeadlineExceeded": "deadline",
         "RequestCancelled": "cancelled",
         "ModelFailed": "failed",
-        "NotAllowed": "failed",
+        "RateLimited": "rate_limited",
+        "Unauthenticated": "unauthenticated",
+        "NotAllowed": "not_allowed",
         "LoadFailed": "failed",
     }
     assert set(reasons.values()) == set(Rejection)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,14 @@ from test_overload import count
 
 from digit_image import normalise
 from model_repository import TensorSpec
-from serving.decoding import DECODING_THREADS, MOST_WAITING
-from serving.http.classify import MOST_JSON
+from serving.access import Timing
+from serving.batch import Stages
+from serving.decoding import DECODING_THREADS, MOST_WAITING, Decoding
+from serving.http.classify import MOST_JSON, told
 from serving.pb import digits_pb2 as pb
 from serving.pb import digits_pb2_grpc as pb_grpc
+from serving.pb import inference_pb2 as messages
+from serving.replies import Refusal, Reply
 
 Serve = Callable[..., AbstractContextManager[Running]]
 
@@ -171,6 +176,9 @@ def test_pixels_come_as_json_too(asked: Running, digits: Digits) -> None:
         {"pixels": [[0.5, 255.0], [0, 0]]},
         {"pixels": [[0, float("nan")]]},
         {"pixels": [[0, "255"]]},
+        {"pixels": [[0, True]]},
+        {"pixels": [0, [0]]},
+        {"pixels": [[[0, 0, 0]], [[0, 0]]]},
         {"pixels": [[0, None]]},
         {"pixels": [[0, 255], [0]]},
         {"pixels": [[0, 10**30]]},
@@ -182,6 +190,16 @@ def test_pixels_come_as_json_too(asked: Running, digits: Digits) -> None:
 )
 def test_json_that_is_no_image_of_a_digit_is_a_bad_request(given: object, asked: Running) -> None:
     assert refused(post_json(asked, given), 400)
+
+
+def test_texts_among_pixels_take_no_memory(asked: Running) -> None:
+    """As an array, each would be as long as the longest: 400 MB here, of 70 KB."""
+    tracemalloc.start()
+    try:
+        assert refused(post_json(asked, {"pixels": ["a" * 5000] + [""] * 20_000}), 400)
+        assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[" * 100_000, b'{"pixels": [[1, 2'])
@@ -218,38 +236,99 @@ def test_without_a_model_that_takes_digits_nothing_is_available(
 def test_a_refusal_is_the_models_own_or_the_answer_where_it_was_named(
     tmp_path: Path, serve: Serve, digits: Digits, transport: str
 ) -> None:
-    """Room for one request, which waits for company that never comes."""
+    """Each model has room for one request, which waits for company that never comes."""
     publish_classifier(tmp_path, digits, "a")
     publish_classifier(tmp_path, digits, "b")
     file = encoded(on_paper(digits.images[0]))
-    options: dict[str, Any] = {"max_queue_delay": LIFETIME, "max_in_flight": 1}
+    options: dict[str, Any] = {"max_queue_delay": LIFETIME, "max_queue_size": 1}
     with serve(tmp_path, transport=transport, allow_http=True, drain_timeout=0.1, **options) as own:
-        waits: Any = own.stub.ModelInfer.future(images_request(digits.images[:1], "a"))
-        until(lambda: count(own, "in_flight_requests") == 1)
+        waiting: list[Any] = [
+            own.stub.ModelInfer.future(images_request(digits.images[:1], name)) for name in "ab"
+        ]
+        until(lambda: count(own, "in_flight_requests") == 2)
         everyone, named = post(own, file), post(own, file, "?model=b")
-        waits.cancel()
+        for each in waiting:
+            each.cancel()
     assert everyone.status_code == 200
     assert [(each["model"], each["status"]) for each in everyone.json()["answers"]] == [
         ("a", "RESOURCE_EXHAUSTED"),
         ("b", "RESOURCE_EXHAUSTED"),
     ]
-    assert refused(named, 429) == "the server is overloaded"
+    assert refused(named, 429) == "1 requests are already waiting"
     assert int(named.headers["retry-after"]) >= 1
 
 
-def test_too_many_at_once_are_told_to_come_again_and_the_others_are_answered(
+def test_where_there_is_no_room_for_one_no_image_is_read(
+    tmp_path: Path, serve: Serve, digits: Digits, transport: str
+) -> None:
+    publish_classifier(tmp_path, digits, "a")
+    options: dict[str, Any] = {"max_queue_delay": LIFETIME, "max_in_flight": 1}
+    with serve(tmp_path, transport=transport, allow_http=True, drain_timeout=0.1, **options) as own:
+        waits: Any = own.stub.ModelInfer.future(images_request(digits.images[:1], "a"))
+        until(lambda: count(own, "in_flight_requests") == 1)
+        answer = post(own, b"no image")
+        waits.cancel()
+    assert refused(answer, 429) == "the server is overloaded"
+    assert int(answer.headers["retry-after"]) >= 1
+
+
+@contextmanager
+def held(running: Running, number: int) -> Iterator[Decoding]:
+    """So many others' images are being decoded, or wait for that, in the block."""
+    decoding = running.server.inference.services.classifier.decoding
+    go = threading.Event()
+    others = [decoding.submit(go.wait) for _ in range(number)]
+    try:
+        yield decoding
+    finally:
+        go.set()
+        for each in others:
+            each.result()
+
+
+def test_too_many_at_once_are_told_to_come_again(asked: Running, digits: Digits) -> None:
+    file = encoded(on_paper(digits.images[0]))
+    with held(asked, DECODING_THREADS + MOST_WAITING):
+        answer = post(asked, file, "?model=a")
+    assert refused(answer, 429) == "too many images wait to be decoded"
+    assert answer.headers["retry-after"] == "1"
+    assert post(asked, file).status_code == 200
+
+
+def test_who_goes_away_while_its_image_waits_gives_its_place_to_another(
     asked: Running, digits: Digits
 ) -> None:
-    page = np.kron(on_paper(digits.images[0]), np.ones((8, 8), np.uint8))
-    file = encoded(page)
-    many = 3 * (DECODING_THREADS + MOST_WAITING)
-    start = threading.Barrier(many)
+    file = encoded(on_paper(digits.images[0]))
+    head = f"POST /v1/classify HTTP/1.1\r\nContent-Length: {len(file)}\r\n\r\n"
+    with held(asked, DECODING_THREADS) as decoding:
+        port = asked.server.http_port
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as client:
+            client.sendall(head.encode() + file)
+            until(lambda: decoding.inside == DECODING_THREADS + 1)
+        until(lambda: decoding.inside == DECODING_THREADS)
 
-    def ask(_: int) -> int:
-        start.wait()
-        return int(post(asked, file, "?model=a").status_code)
 
-    with ThreadPoolExecutor(many) as pool:
-        statuses = list(pool.map(ask, range(many)))
-    assert set(statuses) == {200, 429}
-    assert post(asked, file).status_code == 200
+def test_what_is_refused_before_a_model_is_asked_is_counted(asked: Running, digits: Digits) -> None:
+    def counted() -> list[float]:
+        return [count(asked, "rejected_total", reason=each) for each in reasons]
+
+    reasons = ("invalid_input", "model_not_found", "overloaded")
+    file, before = encoded(on_paper(digits.images[0])), counted()
+    post(asked, b"no image")
+    post(asked, bytes(2_000_001))
+    post(asked, file, "?model=nobody")
+    with held(asked, DECODING_THREADS + MOST_WAITING):
+        post(asked, file)
+    more = [now - then for now, then in zip(counted(), before, strict=True)]
+    assert more == [2, 1, 1]
+
+
+def test_a_version_that_is_gone_once_it_has_answered_is_told_for_its_model_only(
+    asked: Running,
+) -> None:
+    registry = asked.server.inference.registry
+    gone = messages.ModelInferResponse(model_name="b", model_version="9")
+    reply = Reply(gone.SerializeToString(), Timing("9", 0.0, Stages(1, 0.0, 0.0, 0.0)))
+    said = told(registry, registry.get("b", "2"), reply)
+    assert isinstance(said, Refusal)
+    assert said.status == "NOT_FOUND"

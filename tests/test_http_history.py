@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -13,11 +16,15 @@ import pytest
 from conftest import PATIENCE, publish_times, running_server, times_request, until
 
 from serving import counter_directory
+from serving.config import ServerConfig
 from serving.counter_directory import Sums
 from serving.counters import SUFFIX
 from serving.execution import Execution
 from serving.families import Exported
+from serving.http.app import application
 from serving.http.history import AGES, INTERVAL, Figures, History, quantile
+from serving.http.server import HttpServer
+from serving.http.services import Services
 from serving.metrics import Metrics
 
 KEY = ("m", "1")
@@ -235,11 +242,24 @@ def test_counters_that_cannot_be_read_are_logged_and_end_nothing(tmp_path: Path)
     assert "not a counter file" in message
 
 
+@contextmanager
+def often(services: Services) -> Iterator[str]:
+    """The address of HTTP for a server's parts, with a history that looks more often."""
+    services = dataclasses.replace(services, history=History(services.history.sums, interval=0.2))
+    server = HttpServer(ServerConfig(http_port=0), application(services))
+    server.start()
+    try:
+        yield server.url
+    finally:
+        server.stop(0.0)
+
+
 def test_a_server_keeps_one_though_nobody_asks(tmp_path: Path, transport: str) -> None:
     publish_times(tmp_path)
     with (
-        running_server(tmp_path, allow_http=True, transport=transport) as running,
-        httpx.Client(base_url=running.http_url, timeout=PATIENCE) as client,
+        running_server(tmp_path, transport=transport) as running,
+        often(running.server.inference.services) as url,
+        httpx.Client(base_url=url, timeout=PATIENCE) as client,
     ):
 
         def told() -> list[float | None]:

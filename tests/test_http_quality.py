@@ -109,7 +109,7 @@ def test_what_is_known_without_labels_comes_with_its_window(
     publish_calibrated(tmp_path, digits, digits)
     found: dict[str, Any] = {}
     with (
-        running_server(tmp_path, allow_http=True, drift_window=600, transport=transport) as running,
+        running_server(tmp_path, allow_http=True, drift_window=10, transport=transport) as running,
         httpx.Client(base_url=running.http_url, timeout=PATIENCE) as client,
     ):
         for first in range(0, len(digits.images), 32):
@@ -124,7 +124,7 @@ def test_what_is_known_without_labels_comes_with_its_window(
     psi = found["drift"].pop("population_stability_index")
     assert psi == pytest.approx({"ink": 0, "confidence": 0, "label": 0}, abs=1e-9)
     rows = len(digits.images)
-    assert found["drift"] == {"drifted": False, "window_seconds": 600, "rows": rows}
+    assert found["drift"] == {"drifted": False, "window_seconds": 10, "rows": rows}
     assert found["estimate_reliable"]
     assert 0.9 < found["estimated_accuracy"] < 1
 

@@ -134,7 +134,7 @@ def test_changes_are_refused_unless_administration_is_allowed(
     ):
         for path, body in CHANGES:
             answer = own.post(path, json=body)
-            error = "administration is off; start the server with --allow-admin"
+            error = "administration is off; it takes a token with the role admin, or --allow-admin"
             assert (path, answer.status_code) == (path, 403)
             assert answer.json() == {"error": error}
         assert own.post("/v2/trace/setting").json()["trace_rate"] == "1000"

@@ -471,6 +471,44 @@ def test_a_connection_without_calls_is_asked_to_end(
         assert struct.unpack_from("!I", peer.last_goaway().payload) == (1,)
 
 
+@pytest.mark.parametrize("transport", ["grpcio", "native"])
+def test_a_call_that_outlives_its_connection_ends_after_the_grace(
+    tmp_path: Path, serve: Serve, digits: Digits, transport: str
+) -> None:
+    publish_classifier(tmp_path, digits)
+    limits = {"max_connection_age": 0.5, "drain_timeout": 0.5}
+    with serve(tmp_path, transport=transport, **limits) as running:
+        never = threading.Event()
+        requests = (pb.ModelInferRequest() for _ in iter(never.wait, True))
+        with pytest.raises(grpc.RpcError) as ended:
+            list(running.stub.ModelStreamInfer(requests))
+        never.set()
+        assert ended.value.code() == grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize("transport", ["grpcio", "native"])
+def test_metadata_may_be_so_large_and_no_larger(
+    tmp_path: Path, serve: Serve, digits: Digits, transport: str
+) -> None:
+    """By chance, grpcio's default refuses some of the first ones."""
+    publish_classifier(tmp_path, digits)
+    with serve(tmp_path, transport=transport) as running:
+        stub = running.stub
+        request = pb.ModelInferRequest.FromString(infer_message(digits))
+        for _ in range(20):
+            some = (("x-some", "a" * 15000),)
+            assert stub.ModelInfer(request, metadata=some).model_name == "classifier"
+            assert stub.ServerReady(pb.ServerReadyRequest(), metadata=some).ready
+        much = (("x-much", "a" * 17000),)
+        for ask in (
+            lambda: stub.ModelInfer(request, metadata=much),
+            lambda: stub.ServerReady(pb.ServerReadyRequest(), metadata=much),
+        ):
+            with pytest.raises(grpc.RpcError) as refused:
+                ask()
+            assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
 def test_a_server_that_stops_tells_its_clients_and_closes(
     tmp_path: Path, serve: Serve, digits: Digits
 ) -> None:

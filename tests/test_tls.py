@@ -8,22 +8,26 @@ import socket
 import ssl
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from http.client import HTTPSConnection
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
 import grpc
-import numpy as np
 import pytest
+from certificates import (
+    Authority,
+    answer_of,
+    asking,
+    authority,
+    files,
+    openssl,
+    over_https,
+    refused,
+)
 from conftest import (
     PATIENCE,
     Running,
     publish_times,
-    server_process,
-    times_request,
 )
 
 from serving import healthcheck
@@ -37,92 +41,28 @@ from serving.pb import inference_pb2_grpc as pb_grpc
 from serving.server import Server
 
 Serve = Callable[..., AbstractContextManager[Running]]
+# A client's preface, and its settings: none.
+HTTP_2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0"
 
 
-@dataclass(frozen=True)
-class Authority:
-    """A CA that signs certificates, by `openssl`."""
-
-    directory: Path
-    name: str
-
-    @property
-    def certificate(self) -> Path:
-        return self.directory / f"{self.name}.pem"
-
-    def sign(self, name: str, names: str, expired: bool = False) -> Path:
-        """A certificate for these names; its key is beside it, as `.key`."""
-        made = self.directory / name
-        openssl("req", *new_key(made), "-subj", f"/CN={name}", "-out", f"{made}.csr")
-        made.with_suffix(".ext").write_text(f"subjectAltName={names}\n")
-        start, end = (-10, -1) if expired else (-1, 10)
-        # `x509 -req` of OpenSSL 3.0 knows no dates, and `ca` keeps books.
-        openssl(
-            *("ca", "-batch", "-notext", "-config", self._books(), "-in", f"{made}.csr"),
-            *("-extfile", f"{made}.ext", "-startdate", date(start), "-enddate", date(end)),
-            *("-out", f"{made}.pem"),
-        )
-        return made.with_suffix(".pem")
-
-    def _books(self) -> Path:
-        directory = self.directory
-        (directory / f"{self.name}.index").touch()
-        lines = [
-            "[ca]\ndefault_ca = own\n[own]",
-            f"database = {directory / self.name}.index\nnew_certs_dir = {directory}",
-            f"certificate = {self.certificate}",
-            f"private_key = {self.certificate.with_suffix('.key')}",
-            "rand_serial = yes\ndefault_md = sha256\npolicy = any\nunique_subject = no",
-            "[any]\ncommonName = supplied\n",
-        ]
-        path = directory / f"{self.name}.cnf"
-        path.write_text("\n".join(lines))
-        return path
-
-
-def date(days: int) -> str:
-    return f"{datetime.now(UTC) + timedelta(days=days):%Y%m%d%H%M%SZ}"
-
-
-def openssl(*arguments: object) -> None:
-    subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True)
-
-
-def new_key(made: Path) -> tuple[str, ...]:
-    curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1")
-    return (*curve, "-nodes", "-keyout", f"{made}.key")
-
-
-def authority(directory: Path, name: str) -> Authority:
-    """A new one; its certificate is good for itself only."""
-    made = directory / name
-    subject = ("-subj", f"/CN={name}", "-days", "10", "-out", f"{made}.pem")
-    openssl("req", "-x509", *new_key(made), *subject)
-    return Authority(directory, name)
-
-
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ours(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return authority(tmp_path_factory.mktemp("ours"), "ours")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def theirs(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return authority(tmp_path_factory.mktemp("theirs"), "theirs")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models")
     publish_times(path)
     return path
 
 
-def files(certificate: Path) -> dict[str, Path]:
-    return {"tls_certificate": certificate, "tls_key": certificate.with_suffix(".key")}
-
-
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def by_tls(serve: Serve, models: Path, ours: Authority, transport: str) -> Iterator[Running]:
     """A server whose certificate ours has signed, for localhost."""
     own_files = files(ours.sign("server", "DNS:localhost"))
@@ -130,39 +70,13 @@ def by_tls(serve: Serve, models: Path, ours: Authority, transport: str) -> Itera
         yield own
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def mutual(serve: Serve, models: Path, ours: Authority, transport: str) -> Iterator[Running]:
     """One that takes only clients whose certificates ours has signed."""
     own_files = files(ours.sign("mutual", "DNS:*.example,DNS:localhost"))
     own_files["tls_client_ca"] = ours.certificate
     with serve(models, **own_files, allow_http=True, transport=transport) as own:
         yield own
-
-
-@contextmanager
-def asking(
-    own: Running, ca: Authority, certificate: Path | None = None
-) -> Iterator[Callable[[], list[float]]]:
-    """Ask a model for 2 x 1 by TLS; it answers [2.0] then."""
-    chain = certificate.read_bytes() if certificate else None
-    key = certificate.with_suffix(".key").read_bytes() if certificate else None
-    credentials = grpc.ssl_channel_credentials(ca.certificate.read_bytes(), key, chain)
-    with grpc.secure_channel(own.address, credentials) as channel:
-        stub = pb_grpc.GRPCInferenceServiceStub(channel)
-        yield lambda: answer_of(stub)
-
-
-def answer_of(stub: pb_grpc.GRPCInferenceServiceStub) -> list[float]:
-    raw = stub.ModelInfer(times_request(2), timeout=PATIENCE).raw_output_contents[0]
-    answer: list[float] = np.frombuffer(raw, np.float32).tolist()
-    return answer
-
-
-def refused(ask: Callable[[], object]) -> grpc.StatusCode:
-    with pytest.raises(grpc.RpcError) as failed:
-        ask()
-    code: grpc.StatusCode = failed.value.code()
-    return code
 
 
 def test_a_client_that_trusts_its_ca_is_answered(by_tls: Running, ours: Authority) -> None:
@@ -192,21 +106,6 @@ def test_only_clients_with_a_certificate_of_the_ca_are_answered(
         assert refused(ask) == grpc.StatusCode.UNAVAILABLE
     with asking(mutual, ours, theirs.sign("stranger", "DNS:client.example")) as ask:
         assert refused(ask) == grpc.StatusCode.UNAVAILABLE
-
-
-def over_https(own: Running, ca: Authority, certificate: Path | None = None) -> int:
-    """The status of an answer; what a client says of a server that it does not trust, or that does
-    not trust it, is an SSLError, or that the connection was reset."""
-    context = ssl.create_default_context(cafile=ca.certificate)
-    if certificate:
-        context.load_cert_chain(certificate, certificate.with_suffix(".key"))
-    port = own.server.http_port
-    connection = HTTPSConnection("localhost", port, timeout=PATIENCE, context=context)
-    try:
-        connection.request("GET", "/")
-        return connection.getresponse().status
-    finally:
-        connection.close()
 
 
 def test_http_speaks_the_same_tls(by_tls: Running, ours: Authority, theirs: Authority) -> None:
@@ -329,18 +228,86 @@ def test_a_file_that_is_no_good_is_named_before_anything_starts(
         assert [(each.status, each.text) for each in found] == [(FAIL, reason)]
 
 
-def test_workers_share_one_certificate(models: Path, ours: Authority, transport: str) -> None:
-    certificate = ours.sign("workers", "DNS:localhost")
-    arguments = ["--model-repository", str(models), "--workers", "2"]
-    arguments += ["--tls-certificate", str(certificate)]
-    arguments += ["--tls-key", str(certificate.with_suffix(".key"))]
-    arguments += ["--transport", transport]
-    with server_process(*arguments) as process:
-        address = process.wait_for(r"workers listen on (\S+)")[1]
-        process.wait_for("all 2 workers are ready")
-        credentials = grpc.ssl_channel_credentials(ours.certificate.read_bytes())
-        options = [("grpc.ssl_target_name_override", "localhost")]
-        with grpc.secure_channel(address, credentials, options) as channel:
-            stub = pb_grpc.GRPCInferenceServiceStub(channel)
-            raw = stub.ModelInfer(times_request(2), timeout=PATIENCE, wait_for_ready=True)
-            assert np.frombuffer(raw.raw_output_contents[0], np.float32).tolist() == [2.0]
+def test_a_server_of_another_name_is_not_spoken_with(
+    serve: Serve, models: Path, ours: Authority, transport: str
+) -> None:
+    other = files(ours.sign("elsewhere", "DNS:elsewhere.example"))
+    with serve(models, **other, allow_http=True, transport=transport) as own:
+        with asking(own, ours) as ask:
+            assert refused(ask) == grpc.StatusCode.UNAVAILABLE
+        with pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"):
+            over_https(own, ours)
+
+
+def ports(own: Running) -> tuple[int, int]:
+    """gRPC's and HTTP's."""
+    return int(own.address.rpartition(":")[2]), own.server.http_port
+
+
+@pytest.mark.parametrize(("version", "spoken"), [("-tls1_1", False), ("-tls1_2", True)])
+def test_nothing_older_than_tls_1_2_is_spoken(by_tls: Running, version: str, spoken: bool) -> None:
+    for port, protocol in zip(ports(by_tls), ("h2", "http/1.1"), strict=True):
+        command = ["openssl", "s_client", "-connect", f"localhost:{port}", "-alpn", protocol]
+        # Of its own accord, OpenSSL would not ask for it.
+        command += [version, "-cipher", "DEFAULT:@SECLEVEL=0"]
+        done = subprocess.run(command, input=b"", capture_output=True, timeout=PATIENCE)
+        assert (done.returncode == 0) == spoken
+        assert (f"ALPN protocol: {protocol}".encode() in done.stdout) == spoken
+
+
+def spoken_with(port: int, context: ssl.SSLContext) -> bool:
+    """Whether who speaks HTTP/2, whatever was agreed on, gets a word back."""
+    with socket.create_connection(("localhost", port), PATIENCE) as plain:
+        try:
+            with context.wrap_socket(plain, server_hostname="localhost") as secure:
+                secure.sendall(HTTP_2)
+                return secure.recv(1) != b""
+        except (ssl.SSLError, ConnectionError):
+            return False
+
+
+def test_grpc_is_for_those_who_agree_on_http_2(by_tls: Running, ours: Authority) -> None:
+    for protocols, spoken in (([], False), (["http/1.1"], False), (["http/1.1", "h2"], True)):
+        context = ssl.create_default_context(cafile=ours.certificate)
+        if protocols:
+            context.set_alpn_protocols(protocols)
+        assert spoken_with(ports(by_tls)[0], context) == spoken
+
+
+def ends(port: int, text: bytes) -> bytes:
+    """What comes from who is sent that, until he ends the connection."""
+    said = b""
+    with socket.create_connection(("localhost", port), PATIENCE) as plain:
+        plain.sendall(text)
+        with suppress(ConnectionResetError):
+            while data := plain.recv(1 << 16):
+                said += data
+    return said
+
+
+def test_who_speaks_tls_to_a_plain_port_or_not_to_that_of_tls_is_closed(
+    serve: Serve,
+    by_tls: Running,
+    models: Path,
+    transport: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    hello = b"\x16\x03\x01\x00\x02\x01\x00" + bytes(64)
+    with serve(models, allow_http=True, transport=transport) as plain:
+        for port in ports(plain):
+            assert not ends(port, hello).startswith(b"\x16")
+    for port in ports(by_tls):
+        for text in (HTTP_2, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"):
+            assert b"HTTP/1.1 2" not in ends(port, text)
+    assert [each.getMessage() for each in caplog.records if each.levelno > logging.INFO] == []
+
+
+def test_a_client_that_is_refused_is_nothing_to_log(
+    mutual: Running, ours: Authority, theirs: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    expired = ours.sign("late-2", "DNS:client.example", expired=True)
+    stranger = theirs.sign("stranger-2", "DNS:client.example")
+    for certificate in (None, expired, stranger):
+        with asking(mutual, ours, certificate) as ask:
+            assert refused(ask) == grpc.StatusCode.UNAVAILABLE
+    assert [each.getMessage() for each in caplog.records if each.levelno > logging.DEBUG] == []

@@ -49,8 +49,10 @@ from serving.errors import (
     NotSupported,
     Overloaded,
     QueueFull,
+    RateLimited,
     RequestCancelled,
     ServingError,
+    Unauthenticated,
 )
 from serving.pb import digits_pb2, digits_pb2_grpc
 from serving.pb import inference_pb2 as pb
@@ -457,6 +459,8 @@ NEVER_HEARD: dict[type[ServingError], str] = {
     NoRoom: "its subclasses are what is raised",
     Draining: "of streams that go on: a client calls nobody who says that he ends",
     RequestCancelled: "who has gone away hears nothing",
+    Unauthenticated: "of tokens: test_tokens has both",
+    RateLimited: "likewise",
     NotAllowed: "of administration",
     LoadFailed: "of administration",
     NotSupported: "of the methods for shared memory",

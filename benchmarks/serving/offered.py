@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
@@ -45,11 +46,24 @@ def offered_loads(plan: Plan, save: Callable[[list[dict[str, Any]]], None]) -> l
     return found
 
 
-def offer_to(session: Session, rate: float, seconds: float) -> Offered:
+def offer_to(
+    session: Session,
+    rate: float,
+    seconds: float,
+    *,
+    patience: float = math.inf,
+    begins: Callable[[], None] = lambda: None,
+) -> Offered:
     """Single images at random times; WrongAnswer where one of the answers is, or none was kept."""
     with tempfile.TemporaryDirectory() as scratch:
         found, answers = offer(
-            session.target(1), session.request(1), rate=rate, seconds=seconds, scratch=Path(scratch)
+            session.target(1),
+            session.request(1),
+            rate=rate,
+            seconds=seconds,
+            scratch=Path(scratch),
+            patience=patience,
+            begins=begins,
         )
     if found.latency_ms and not answers:
         raise WrongAnswer("none of the answers was kept")

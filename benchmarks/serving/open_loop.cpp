@@ -1,13 +1,16 @@
 // Open loop: asks a gRPC server at given times, however slow its answers come, and notes what came.
 //
-//   open_loop PORT PATH BODY DUE CONNECTIONS OUTCOMES SAMPLES
+//   open_loop PORT PATH BODY DUE CONNECTIONS PATIENCE OUTCOMES SAMPLES
 //
 // Owns its connections and the clock. BODY is a file with one framed message, asked over and over;
-// DUE has the times to ask at, float64 seconds from the start. Into OUTCOMES go three float64 for
-// each of those: when it was sent, when its answer was there, and its gRPC status (or -1: none
-// came, not even a refusal). Into SAMPLES goes one answered message in kSampled, with its length
-// (uint32) before it. It spins on its core, so that it is late only where it cannot keep up. What
-// the server's headers say is nghttp2's to decode; frames, all small, are written and read here.
+// DUE has the times to ask at, float64 seconds from the start. What could not be sent PATIENCE
+// seconds after it was due never is, and counts as DEADLINE_EXCEEDED: so a client of gRPC gives up
+// a call that the server's windows, or its limit of streams, keep back. Into OUTCOMES go three
+// float64 for each request: when it was sent, when its answer was there, and its gRPC status (or
+// -1: none came, not even a refusal). Into SAMPLES goes one answered message in kSampled, with its
+// length (uint32) before it. It spins on its core, so that it is late only where it cannot keep up.
+// What the server's headers say is nghttp2's to decode; frames, all small, are written and read
+// here.
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <netinet/in.h>
@@ -44,6 +47,7 @@ constexpr double kSpin = 0.002;        // seconds before a request is due in whi
 constexpr std::uint32_t kLargest = 0x7fffffff;
 constexpr std::int64_t kDefaultWindow = 65535;
 constexpr std::size_t kMostStreams = 100;  // until the server says how many
+constexpr double kDeadlineExceeded = 4;    // gRPC's status
 
 struct Outcome {
   double sent = NAN, ended = NAN, status = -1;
@@ -125,6 +129,7 @@ class Ends {
  public:
   virtual ~Ends() = default;
   virtual void ended(Stream& stream, int status) = 0;
+  virtual void given_up(std::uint32_t number) = 0;
 };
 
 // One connection: requests go out in order, as the server's windows and its limit allow.
@@ -143,6 +148,13 @@ class Connection {
   void send(std::uint32_t number) {
     waiting_.push_back(number);
     fill();
+  }
+
+  // Requests below that number are not sent any more.
+  void give_up_before(std::uint32_t number) {
+    for (; !waiting_.empty() && waiting_.front() < number; waiting_.pop_front()) {
+      ends_.given_up(waiting_.front());
+    }
   }
 
   // Writes what the socket takes.
@@ -281,7 +293,8 @@ void put(const std::string& path, std::string_view bytes) {
 // All connections and the clock.
 class Loop : public Ends {
  public:
-  explicit Loop(std::vector<double> due) : due_(std::move(due)), outcomes_(due_.size()) {}
+  Loop(std::vector<double> due, double patience)
+      : due_(std::move(due)), patience_(patience), outcomes_(due_.size()) {}
 
   void connect(int port, const std::string& path, const std::string& body, std::size_t count) {
     const std::size_t each = due_.size() / count + 1;
@@ -292,11 +305,12 @@ class Loop : public Ends {
 
   // Until all is sent and answered, or the last answers take too long.
   void run() {
-    const double give_up = due_.back() + kLastAnswers;
+    const double over = due_.back() + kLastAnswers;
     while (open_ || sent_ < due_.size()) {
       const double now = seconds();
-      if (now > give_up) break;
+      if (now > over) break;
       send_due(now);
+      give_up(now);
       for (const auto& each : connections_) each->flush();
       if (!receive()) wait(now);
     }
@@ -311,6 +325,11 @@ class Loop : public Ends {
     const auto length = static_cast<std::uint32_t>(stream.message.size());
     samples_.append(reinterpret_cast<const char*>(&length), sizeof length);
     samples_ += stream.message;
+  }
+
+  void given_up(std::uint32_t number) override {
+    outcomes_.at(number) = {NAN, due_.at(number) + patience_, kDeadlineExceeded};
+    --open_;
   }
 
   void write(const std::string& outcomes, const std::string& samples) const {
@@ -329,6 +348,15 @@ class Loop : public Ends {
       outcomes_[sent_].sent = now;
       connections_[sent_ % connections_.size()]->send(static_cast<std::uint32_t>(sent_));
     }
+  }
+
+  // Numbers are in the order in which requests are due.
+  void give_up(double now) {
+    const std::size_t before = given_up_;
+    while (given_up_ < sent_ && due_[given_up_] + patience_ <= now) ++given_up_;
+    if (given_up_ == before) return;
+    const auto number = static_cast<std::uint32_t>(given_up_);
+    for (const auto& each : connections_) each->give_up_before(number);
   }
 
   bool receive() {
@@ -350,9 +378,11 @@ class Loop : public Ends {
 
   const std::chrono::steady_clock::time_point started_ = std::chrono::steady_clock::now();
   const std::vector<double> due_;
+  const double patience_;
   std::vector<Outcome> outcomes_;
   std::vector<std::unique_ptr<Connection>> connections_;
   std::size_t sent_ = 0, open_ = 0;
+  std::size_t given_up_ = 0;  // those before are not to be sent any more
   double received_ = 0;  // when what is being read was there
   std::string samples_;
 };
@@ -367,16 +397,16 @@ std::vector<double> times(const std::string& bytes) {
 }  // namespace
 
 int main(int count, char** arguments) {
-  if (count != 8) {
-    std::fprintf(stderr, "open_loop PORT PATH BODY DUE CONNECTIONS OUTCOMES SAMPLES\n");
+  if (count != 9) {
+    std::fprintf(stderr, "open_loop PORT PATH BODY DUE CONNECTIONS PATIENCE OUTCOMES SAMPLES\n");
     return 2;
   }
   try {
-    Loop loop(times(content(arguments[4])));
+    Loop loop(times(content(arguments[4])), std::atof(arguments[6]));
     const auto connections = static_cast<std::size_t>(std::max(1, std::atoi(arguments[5])));
     loop.connect(std::atoi(arguments[1]), arguments[2], content(arguments[3]), connections);
     loop.run();
-    loop.write(arguments[6], arguments[7]);
+    loop.write(arguments[7], arguments[8]);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "open_loop: %s\n", error.what());
     return 1;

@@ -9,9 +9,10 @@ nor in the generator. Statuses are told apart, and some answers are kept, to be 
 
 from __future__ import annotations
 
+import math
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,18 +61,28 @@ def program() -> Path:
 
 
 def offer(
-    target: Target, request: bytes, *, rate: float, seconds: float, scratch: Path
+    target: Target,
+    request: bytes,
+    *,
+    rate: float,
+    seconds: float,
+    scratch: Path,
+    patience: float = math.inf,
+    begins: Callable[[], None] = lambda: None,
 ) -> tuple[Offered, list[bytes]]:
     """Offer so many requests per second for so long, after the warm-up; some of the answers.
 
-    Raises LoadFailed where there were none, or the server ended a connection.
+    `patience` is in seconds: of requests that could not be sent in that time. `begins` is called
+    when the generator is started. Raises LoadFailed where there were none, or the server ended a
+    connection.
     """
     body, times, outcomes, samples = (scratch / name for name in ("body", "due", "ended", "said"))
     body.write_bytes(frame(request))
     due = arrivals(rate, WARM_UP + seconds)
     due.tofile(times)
     command = [str(program()), str(target.port), target.path, str(body), str(times)]
-    command += [str(CONNECTIONS), str(outcomes), str(samples)]
+    command += [str(CONNECTIONS), f"{patience:g}", str(outcomes), str(samples)]
+    begins()
     _run(pinned(target.core, command), WARM_UP + seconds + _PATIENCE)
     sent, ended, statuses = np.fromfile(outcomes).reshape(-1, 3).T
     found = summarise(due, sent - due, ended, statuses.astype(np.int64), seconds)

@@ -1,4 +1,4 @@
-"""The HTTP application: all routes, behind the guard."""
+"""The HTTP application: all routes, behind the guard, each for those whom `permissions` names."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Lifespan
 
 from serving.http import classify, openapi, page, panel, quality, v2
 from serving.http.guard import Guard
+from serving.http.permissions import permitted
 from serving.http.services import Services
 from serving.http.status import http_exception
 
@@ -20,7 +21,7 @@ PARTS = (v2, classify, quality, panel, openapi, page)
 
 def application(services: Services) -> Starlette:
     """An ASGI application that answers from a server's parts."""
-    routes = [route for part in PARTS for route in part.routes(services)]
+    routes = [permitted(services, each) for part in PARTS for each in part.routes(services)]
     return Application(
         routes, lambda: services.inference.draining, lambda app: services.history.kept()
     )
@@ -37,6 +38,8 @@ class Application(Starlette):
         lifespan: Lifespan[Starlette] | None = None,
     ) -> None:
         super().__init__(routes=routes, lifespan=lifespan)
+        # /v2/ is not /v2: a redirect would name the address that the client gave, whatever it is.
+        self.router.redirect_slashes = False
         self._draining = draining
 
     def build_middleware_stack(self) -> ASGIApp:

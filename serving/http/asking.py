@@ -9,23 +9,43 @@ import asyncio
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
 from serving.access import Caller
+from serving.authorization import Asker
+from serving.errors import DeadlineExceeded, InvalidInput, RequestCancelled, ServingError
 from serving.http.connection import peer
 from serving.http.services import Services
 from serving.http.status import Refused
 from serving.replies import Refusal, Reply
 
 Outcome = Reply | Refusal
+Made = TypeVar("Made")
+
+# Bytes of a message that is parsed on the event loop; a larger one, on a thread.
+LITTLE = 64 * 2**10
+# What statuses that only HTTP has are counted as; others, as invalid input.
+_MEANT: dict[int, type[ServingError]] = {408: DeadlineExceeded}
 
 
 def peer_of(request: Request) -> str:
     """Who asks, as gRPC names peers: ipv4:127.0.0.1:5000, ipv6:%5B::1%5D:5000."""
     return peer(request.client)
+
+
+def tokens_of(request: Request) -> list[str]:
+    """Its `authorization` headers."""
+    return request.headers.getlist("authorization")
+
+
+def asker_of(request: Request) -> Asker:
+    """Who asks, and with which roles, as far as `permissions` found some."""
+    return Asker(peer_of(request), getattr(request.state, "roles", frozenset()))
 
 
 def caller_of(rpc: str, request: Request) -> Caller:
@@ -40,34 +60,60 @@ def caller_of(rpc: str, request: Request) -> Caller:
     )
 
 
-def admit(services: Services, request: Request) -> None:
-    """Raise Refused, unread, what there is no room for: to read it would cost the most."""
-    if services.inference.draining or services.room.full():
-        caller = functools.partial(caller_of, "ModelInfer", request)
+def admit(services: Services, request: Request, rpc: str = "ModelInfer") -> None:
+    """Raise Refused, unread, what there is no room for: to read it would cost the most. Images that
+    wait to be decoded are inside already."""
+    if services.inference.draining or services.room.full(services.classifier.decoding.inside):
+        caller = functools.partial(caller_of, rpc, request)
         raise Refused(services.inference.refuse_unread(caller=caller))
+
+
+@contextlib.contextmanager
+def counted(services: Services, request: Request, rpc: str = "ModelInfer") -> Iterator[None]:
+    """What is refused in the block, before a model was asked, is counted, and told to those who
+    observe, as it is where gRPC brought it."""
+    caller = functools.partial(caller_of, rpc, request)
+
+    def refuse(error: ServingError) -> Refusal:
+        received = getattr(request.state, "received", 0)
+        return services.inference.refuse(error, "", received, caller)
+
+    try:
+        yield
+    except HTTPException as error:  # a status that only HTTP has
+        refuse(_MEANT.get(error.status_code, InvalidInput)(error.detail))
+        raise
+    except ServingError as error:
+        raise Refused(refuse(error)) from None
 
 
 async def body(services: Services, request: Request, most: int = 0, instead: str = "") -> bytes:
     """What was sent, of `most` bytes, by default `--max-message-bytes`; 413 beyond, which tells
-    what to do `instead`; 408 where no more of it comes in `--stall-timeout`."""
+    what to do `instead`; 408 where no more of it comes in `--stall-timeout`.
+
+    Raises Overloaded where there is no room for it among all that are being received, and
+    RequestCancelled where the client goes away.
+    """
     most = most or services.config.max_message_bytes
     too_large = HTTPException(413, f"the body is larger than {most} bytes{instead}")
     if _declared(request) > most:
         raise too_large
-    received = bytearray()
     chunks = aiter(request.stream())
-    try:
-        while True:
-            async with asyncio.timeout(services.config.stall_timeout):
-                received += await anext(chunks)
-            if len(received) > most:
-                raise too_large
-    except StopAsyncIteration:
-        return bytes(received)
-    except TimeoutError:
-        raise HTTPException(408, "the body did not arrive in time") from None
-    except ClientDisconnect:
-        raise HTTPException(400, "the body is not whole") from None
+    with services.bodies.one() as received:
+        try:
+            while True:
+                async with asyncio.timeout(services.config.stall_timeout):
+                    chunk = await anext(chunks)
+                request.state.received = received.size + len(chunk)
+                if request.state.received > most:
+                    raise too_large
+                received.add(chunk)
+        except StopAsyncIteration:
+            return received.whole()
+        except TimeoutError:
+            raise HTTPException(408, "the body did not arrive in time") from None
+        except ClientDisconnect:
+            raise RequestCancelled("the caller went away before the body was whole") from None
 
 
 async def ask(
@@ -79,17 +125,31 @@ async def ask(
     The body must have been read. Where the client goes away, what is not run yet is cancelled.
     """
     asked = _Asked(services, functools.partial(caller_of, rpc, request))
-    for message in messages:
-        asked.submit(message)
-    answered = asyncio.gather(*asked.outcomes)
     gone = asyncio.ensure_future(_gone(request))
     try:
+        for message in messages:
+            await asked.submit(message)
+        answered = asyncio.gather(*asked.outcomes)
         await asyncio.wait((answered, gone), return_when=asyncio.FIRST_COMPLETED)
         if gone.done():
             asked.cancel()
         return await answered
     finally:
         asked.cancel()
+        gone.cancel()
+
+
+async def unless_gone(request: Request, made: asyncio.Future[Made]) -> Made:
+    """What becomes of the future; RequestCancelled, and it is cancelled, where the client goes away
+    before. The body must have been read."""
+    gone = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait((made, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not made.done():
+            raise RequestCancelled("the caller went away")
+        return made.result()
+    finally:
+        made.cancel()
         gone.cancel()
 
 
@@ -103,16 +163,21 @@ class _Asked:
         self._cancels: list[Callable[[], None]] = []
         self.outcomes: list[asyncio.Future[Outcome]] = []
 
-    def submit(self, message: bytes) -> None:
+    async def submit(self, message: bytes) -> None:
+        """What was admitted is answered, also by a server that drains by now."""
         outcome: asyncio.Future[Outcome] = self._loop.create_future()
         self.outcomes.append(outcome)
         services = self._services
-        if services.inference.draining or services.room.full():
-            outcome.set_result(services.inference.refuse_unread(message, self._caller))
+        if services.room.full():
+            outcome.set_result(services.inference.refuse_unread(caller=self._caller))
             return
         services.room.streamed(1)
         respond = functools.partial(self._respond, outcome)
-        self._cancels.append(services.inference.submit(message, math.inf, respond, self._caller))
+        begin = functools.partial(
+            services.inference.submit, message, math.inf, respond, self._caller
+        )
+        little = len(message) <= LITTLE
+        self._cancels.append(begin() if little else await run_in_threadpool(begin))
 
     def cancel(self) -> None:
         """What was answered is not changed by it."""

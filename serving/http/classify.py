@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import math
 import time
 from collections.abc import Callable
 
@@ -15,9 +16,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from digit_image import SIDE
-from serving import classify
-from serving.errors import InvalidInput, ModelNotReady
-from serving.http.asking import Outcome, ask, body
+from serving import classify, replies
+from serving.datatypes import DATATYPES
+from serving.errors import InvalidInput, ModelNotReady, ServingError
+from serving.http import tensors_json
+from serving.http.asking import Outcome, admit, ask, body, counted, unless_gone
 from serving.http.services import Services
 from serving.http.status import Refused, answering
 from serving.registry import ModelRegistry, ServedModel
@@ -26,7 +29,10 @@ from serving.replies import Refusal, Reply
 # Of pixels as JSON: parsing holds Python's lock, at 20 ms per MiB. Who has more sends a file.
 MOST_JSON = 1 << 20
 
+RPC = "Classify"  # as what logs and traces call it
+
 Make = Callable[[], classify.Digits]
+Told = tuple[classify.Answer, Reply] | Refusal
 
 
 def routes(services: Services) -> list[BaseRoute]:
@@ -38,17 +44,20 @@ def routes(services: Services) -> list[BaseRoute]:
 
 async def _classify(services: Services, request: Request) -> Response:
     started = time.monotonic()
+    admit(services, request, RPC)
     name = request.query_params.get("model", "")
     version = request.query_params.get("version", "")
-    models = _asked(services.classifier.registry, name, version)
-    digit = await _digit(services, request)
+    registry = services.classifier.registry
+    with counted(services, request, RPC):
+        models = _asked(registry, name, version)
+        digit = await _digit(services, request)
     decoded = time.monotonic()
     questions = [classify.question(each, digit, version=version) for each in models]
-    outcomes = await ask(services, request, questions, "Classify")
-    if name and isinstance(outcomes[0], Refusal):
-        raise Refused(outcomes[0])
-    registry = services.classifier.registry
-    answers = [_told(registry, *each) for each in zip(models, outcomes, strict=True)]
+    outcomes = await ask(services, request, questions, RPC)
+    said = [told(registry, *each) for each in zip(models, outcomes, strict=True)]
+    if name and isinstance(said[0], Refusal):
+        raise Refused(said[0])
+    answers = [_shown(*each) for each in zip(models, said, strict=True)]
     seconds = {"decode": decoded - started, "total": time.monotonic() - started}
     pixels = {"height": SIDE, "width": SIDE, "pixels": digit.ravel().tolist()}
     return JSONResponse({"normalised": pixels, "answers": answers, "seconds": seconds})
@@ -73,7 +82,8 @@ async def _digit(services: Services, request: Request) -> classify.Digits:
         work: Make = functools.partial(_digit_of_json, content)
     else:
         work = functools.partial(classify.digit_of_file, await body(services, request))
-    return await asyncio.wrap_future(services.classifier.decoding.submit(work))
+    digit = asyncio.wrap_future(services.classifier.decoding.submit(work))
+    return await unless_gone(request, digit)
 
 
 def _is_json(request: Request) -> bool:
@@ -92,29 +102,51 @@ def _digit_of_json(content: bytes) -> classify.Digits:
 
 
 def _pixels(rows: object) -> NDArray[np.uint8]:
-    """Nested lists as an array; InvalidInput where they are no rows of whole numbers to 255."""
+    """Nested lists as an array; InvalidInput where they are no rows of whole numbers to 255.
+
+    Each element is looked at before numpy is: it would make all of them as long as the longest.
+    """
+    shape = _shape(rows)
     try:
-        array = np.array(rows) if isinstance(rows, list) else np.empty(0, object)
-    except (ValueError, RecursionError):  # rows of different lengths
-        array = np.empty(0, object)
-    whole = array.dtype.kind in "iu" and array.ndim in (2, 3) and array.size > 0
-    if not whole or array.min() < 0 or array.max() > 255:
+        if not isinstance(rows, list) or len(shape) not in (2, 3) or not math.prod(shape):
+            raise InvalidInput("no rows of pixels")
+        raw = tensors_json.raw_bytes("pixels", DATATYPES["UINT8"], shape, rows)
+    except InvalidInput:
         raise InvalidInput(
             "pixels are rows of equal length, each pixel a whole number from 0 to 255,"
             " or 3 or 4 of them"
-        )
-    return array.astype(np.uint8)
+        ) from None
+    return np.frombuffer(raw, np.uint8).reshape(shape)
 
 
-def _told(registry: ModelRegistry, asked: ServedModel, outcome: Outcome) -> dict[str, object]:
+def _shape(rows: object) -> list[int]:
+    """That of nested lists whose first ones are as long as all of them; of up to three."""
+    shape: list[int] = []
+    while isinstance(rows, list) and len(shape) < 3:
+        shape.append(len(rows))
+        rows = rows[0] if rows else None
+    return shape
+
+
+def told(registry: ModelRegistry, asked: ServedModel, outcome: Outcome) -> Told:
+    """What a model said, and at what cost; or why it did not."""
     if isinstance(outcome, Refusal):
+        return outcome
+    try:
+        return classify.answer(registry, asked, outcome.message), outcome
+    except ServingError as error:  # the version that answered is gone already
+        return replies.refusal(error, "", {})
+
+
+def _shown(asked: ServedModel, said: Told) -> dict[str, object]:
+    if isinstance(said, Refusal):
         return {
             "model": asked.manifest.name,
             "version": asked.version,
-            "status": outcome.status,
-            "error": outcome.details,
+            "status": said.status,
+            "error": said.details,
         }
-    answer = classify.answer(registry, asked, outcome.message)
+    answer, reply = said
     return {
         "model": answer.model,
         "version": answer.version,
@@ -122,7 +154,7 @@ def _told(registry: ModelRegistry, asked: ServedModel, outcome: Outcome) -> dict
         "classes": list(answer.classes),
         "probabilities": _numbers(answer.probabilities[0]),
         "prediction_id": answer.prediction_ids[0],
-        **_cost(outcome),
+        **_cost(reply),
     }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import random
 import time
 from dataclasses import dataclass
@@ -60,6 +61,9 @@ class Limits:
         )
 
 
+# Seconds that a connection past its age may be idle.
+LAST_CHANCE = 1.0
+
 # Headers that are about an upgrade, of which none is made.
 UPGRADE = (b"connection", b"upgrade", b"http2-settings")
 
@@ -86,6 +90,7 @@ class Connection(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._limits = limits
+        self.timeout_keep_alive = math.ceil(limits.idle)  # seconds; uvicorn's own is 5
         self._since = time.monotonic()  # when it began to be idle, or to send a request
         jitter = 1 + AGE_JITTER * random.uniform(-1, 1)
         self._ends = self._since + limits.age * jitter if limits.age else float("inf")
@@ -128,6 +133,7 @@ class Connection(HttpToolsProtocol):
         super().on_message_begin()
         self._in_head = self._receiving = True
         self._since, self._arrived = time.monotonic(), 0
+        self._unwanted = 0
 
     def on_headers_complete(self) -> None:
         """A request line and all headers are there."""
@@ -180,7 +186,7 @@ class Connection(HttpToolsProtocol):
             return
         elif self._receiving:
             self._look_at_request(now)
-        elif not self._answering and (now - self._since >= self._limits.idle or now >= self._ends):
+        elif not self._answering and now - self._since >= self._may_be_idle(now):
             self.transport.close()
 
     def _go_on_without_upgrade(self, data: bytes) -> None:
@@ -191,6 +197,11 @@ class Connection(HttpToolsProtocol):
         head += [name + b": " + value for name, value in self.headers if name not in UPGRADE]
         self.parser = httptools.HttpRequestParser(self)
         self.data_received(b"\r\n".join([*head, b"", b""]) + data)
+
+    def _may_be_idle(self, now: float) -> float:
+        """Seconds. Past its age, only so long that the next of many requests, whose answer tells
+        the client to make another connection, does not meet its end."""
+        return self._limits.idle if now < self._ends else min(self._limits.idle, LAST_CHANCE)
 
     @property
     def _answering(self) -> bool:
@@ -206,9 +217,8 @@ class Connection(HttpToolsProtocol):
             self._since, self._arrived = now, 0
 
     def _leaves_unread(self, now: float) -> bool:
-        """Of what it was to read, it has not taken enough; over TLS, where asyncio does not tell
-        how much there is, the idle timeout and then that of TLS's own farewell end it."""
-        size = self.transport.get_write_buffer_size()
+        """Of what it was to read, it has not taken enough."""
+        size = _unsent(self.transport)
         if not size or self._unread is None:
             self._unread = (now, size) if size else None
             return False
@@ -234,6 +244,14 @@ class Connection(HttpToolsProtocol):
 
     def _facts(self) -> dict[str, str]:
         return {"peer": peer(self.client)}
+
+
+def _unsent(transport: asyncio.Transport) -> int:
+    """Bytes that the socket has not taken. Over TLS, asyncio tells only of those that are not
+    encrypted yet; the transport that the others wait in it keeps to itself."""
+    below = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
+    encrypted: int = below.get_write_buffer_size() if below else 0
+    return transport.get_write_buffer_size() + encrypted
 
 
 def peer(client: tuple[str, int] | None) -> str:

@@ -20,9 +20,9 @@ from serving.http.status import HTTP_STATUS, error_response
 from serving.status import status_of
 
 # Everything from here, nothing from elsewhere, and nothing inline. Images that people draw or drop
-# are blobs of the page's own.
+# are shown on canvases, which is no loading of images.
 CONTENT_SECURITY_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:;"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self';"
     " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 HEADERS = {
@@ -97,11 +97,9 @@ def from_elsewhere(headers: Headers) -> bool:
     if site is not None:
         return site not in ("same-origin", "none")
     origin = headers.get("origin")
-    if origin is None:
-        return False
     try:
-        return urlsplit(origin).netloc != headers.get("host")
-    except ValueError:  # no browser's
+        return origin is not None and urlsplit(origin).netloc != headers.get("host")
+    except ValueError:  # no URL at all, such as http://[
         return True
 
 

@@ -54,13 +54,17 @@ class _Look:
 class History:
     """Remembers what `sums` tells. One thread at a time looks; any may ask what was seen.
 
-    `clock` gives seconds that never go back.
+    `clock` gives seconds that never go back. Tests look more often than every `INTERVAL`.
     """
 
     def __init__(
-        self, sums: Callable[[], Sums], clock: Callable[[], float] = time.monotonic
+        self,
+        sums: Callable[[], Sums],
+        clock: Callable[[], float] = time.monotonic,
+        interval: float = INTERVAL,
     ) -> None:
-        self._sums = sums
+        self._interval = interval
+        self.sums = sums
         self._clock = clock
         self._time = 0.0
         self._counted: Sums | None = None
@@ -83,7 +87,7 @@ class History:
         Raises OSError or ValueError where the counters cannot be read.
         """
         now = self._clock()
-        counted = {series: slots for series, slots in self._sums().items() if _tells(series.name)}
+        counted = {series: slots for series, slots in self.sums().items() if _tells(series.name)}
         if self._counted is not None and now > self._time:
             more = _grown(self._counted, counted)
             self._looks = (*self._looks, _Look(now, _figures(more, now - self._time)))
@@ -106,8 +110,8 @@ class History:
         placed: list[_Look | None] = [None] * len(AGES)
         for look in looks:
             latest = looks[-1].time
-            missed = int((self._clock() - latest) / INTERVAL)
-            back = missed + round((latest - look.time) / INTERVAL)
+            missed = int((self._clock() - latest) / self._interval)
+            back = missed + round((latest - look.time) / self._interval)
             if back < len(AGES):
                 placed[-1 - back] = look
         return placed
@@ -120,7 +124,7 @@ class History:
             except (OSError, ValueError) as error:
                 log.error("what the models did cannot be read: %s", error)
             now = self._clock()
-            due += INTERVAL * max(1, math.ceil((now - due) / INTERVAL))
+            due += self._interval * max(1, math.ceil((now - due) / self._interval))
             await asyncio.sleep(due - now)
 
 

@@ -12,9 +12,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from serving.authorization import Asker
 from serving.digits import require_few
 from serving.errors import InvalidInput
-from serving.http.asking import peer_of
+from serving.http.asking import asker_of
 from serving.http.json_body import json_body
 from serving.http.services import Services
 from serving.http.status import answering
@@ -27,7 +28,7 @@ def routes(services: Services) -> list[BaseRoute]:
 
     async def feedback(request: Request) -> Response:
         sent = await json_body(services, request)
-        told = await run_in_threadpool(_take, services, sent, peer_of(request))
+        told = await run_in_threadpool(_take, services, sent, asker_of(request))
         return JSONResponse(told)
 
     async def quality(request: Request) -> Response:
@@ -35,7 +36,7 @@ def routes(services: Services) -> list[BaseRoute]:
         message = pb.GetQualityRequest(
             model_name=asked.get("model", ""), model_version=asked.get("version", "")
         )
-        told = await run_in_threadpool(_quality, services, message, peer_of(request))
+        told = await run_in_threadpool(_quality, services, message, asker_of(request))
         return JSONResponse(told)
 
     return [
@@ -44,9 +45,9 @@ def routes(services: Services) -> list[BaseRoute]:
     ]
 
 
-def _take(services: Services, sent: object, peer: str) -> dict[str, Any]:
+def _take(services: Services, sent: object, asker: Asker) -> dict[str, Any]:
     request = pb.SendFeedbackRequest(feedback=_items(sent))
-    results = services.digits.SendFeedback(request, peer).results
+    results = services.digits.SendFeedback(request, asker).results
     name = pb.FeedbackResult.Outcome.Name
     return {"results": [{"outcome": name(each.outcome), "reason": each.reason} for each in results]}
 
@@ -83,8 +84,8 @@ def _expected(where: str, what: str, sent: object, there: bool = True) -> Invali
     return InvalidInput(f"{where}: expected {what}, got {kind_of(sent) if there else 'nothing'}")
 
 
-def _quality(services: Services, request: pb.GetQualityRequest, peer: str) -> dict[str, Any]:
-    models = services.digits.GetQuality(request, peer).models
+def _quality(services: Services, request: pb.GetQualityRequest, asker: Asker) -> dict[str, Any]:
+    models = services.digits.GetQuality(request, asker).models
     return {"models": [_told(each) for each in models]}
 
 

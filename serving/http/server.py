@@ -20,11 +20,15 @@ from starlette.types import ASGIApp
 from serving.addresses import address, cannot_listen
 from serving.config import ServerConfig
 from serving.http.connection import Connection, Limits
+from serving.tls import TlsFiles, require_clients, server_context
+from serving.tls_watch import TlsWatch
 
 # Seconds in which the thread must have ended once it was told to cut off what is left.
 PATIENCE = 10.0
 # Seconds for requests whose connections were cut off to find out.
 LAST_MOMENT = 1.0
+# Seconds for TLS's handshake: until it is made, --max-connections does not count the connection.
+HANDSHAKE = 10.0
 # Of uvicorn's ticks, tenths of a second, from one look at the connections to the next.
 LOOK_EVERY = 10
 
@@ -34,9 +38,12 @@ log = logging.getLogger("serving.http")
 class HttpServer:
     """Answers by an ASGI application; the port is known once it listens."""
 
-    def __init__(self, config: ServerConfig, app: ASGIApp) -> None:
+    def __init__(self, config: ServerConfig, app: ASGIApp, tls: TlsWatch | None = None) -> None:
         self._config = config
-        self._server = _Server(config, app)
+        context = _context(tls.files) if tls and tls.files else None
+        self._server = _Server(config, app, context)
+        if tls:
+            tls.follow(self._renew)
         self._socket: socket.socket | None = None
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
         self.port = 0
@@ -66,17 +73,25 @@ class HttpServer:
         if self._socket:
             self._socket.close()
 
+    def _renew(self, files: TlsFiles) -> None:
+        self._server.tls = _context(files)
+
     def _run(self) -> None:
         asyncio.run(self._server.serve(sockets=[self._socket] if self._socket else []))
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's, with our connections, which it looks at, and with none left when it ends."""
+    """uvicorn's, with our connections, which it looks at, and with none left when it ends.
 
-    def __init__(self, config: ServerConfig, app: ASGIApp) -> None:
+    `tls` may be replaced at any time, by any thread: connections that come soon after go by it.
+    """
+
+    def __init__(self, config: ServerConfig, app: ASGIApp, tls: ssl.SSLContext | None) -> None:
         super().__init__(_uvicorn_config(app))
         self._limits = Limits.of(config)
-        self._tls = _tls(config) if config.tls_certificate else None
+        self.tls = self._listening_by = tls
+        self.servers = []
+        self._sockets: list[socket.socket] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Take connections."""
@@ -85,6 +100,21 @@ class _Server(uvicorn.Server):
             raise RuntimeError("the HTTP application did not begin")
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(_log_fault)
+        self._sockets = sockets or []
+        await self._listen()
+        self.started = True
+
+    async def _listen(self) -> None:
+        """Take connections by the TLS that there is now. On a copy of each socket: who connects
+        meanwhile waits at it, and those who have connected go on as they began."""
+        tls, before = self.tls, self.servers
+        self.servers = [await self._server(each.dup(), tls) for each in self._sockets]
+        self._listening_by = tls
+        await _close(before)
+
+    async def _server(
+        self, listening: socket.socket, tls: ssl.SSLContext | None
+    ) -> asyncio.base_events.Server:
         made = functools.partial(
             Connection,
             self.config,
@@ -92,17 +122,14 @@ class _Server(uvicorn.Server):
             self.lifespan.state,
             limits=self._limits,
         )
-        self.servers = [
-            await loop.create_server(
-                made,
-                sock=each,
-                ssl=self._tls,
-                backlog=self.config.backlog,
-                ssl_handshake_timeout=self._limits.stall if self._tls else None,
-            )
-            for each in sockets or []
-        ]
-        self.started = True
+        return await asyncio.get_running_loop().create_server(
+            made,
+            sock=listening,
+            ssl=tls,
+            backlog=self.config.backlog,
+            ssl_handshake_timeout=min(HANDSHAKE, self._limits.stall) if tls else None,
+            ssl_shutdown_timeout=self._limits.stall if tls else None,
+        )
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second."""
@@ -110,12 +137,22 @@ class _Server(uvicorn.Server):
             now = time.monotonic()
             for each in self._connections():
                 each.look(now)
+            await self._renew()
         return await super().on_tick(counter)
+
+    async def _renew(self) -> None:
+        """Listen by TLS that is new; where there is no descriptor for that, at the next look."""
+        try:
+            if self.tls is not self._listening_by:
+                await self._listen()
+        except OSError as error:
+            log.error("new TLS files cannot be taken yet: %s", error.strerror)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let requests be answered until `force_exit`; then whoever is left is cut off."""
-        for server in self.servers:
-            server.close()
+        await _close(self.servers)
+        for listening in self._sockets:
+            listening.close()
         for each in self._connections():
             each.shutdown()
         # No event tells of either: one is uvicorn's, the other comes from another thread.
@@ -132,6 +169,17 @@ class _Server(uvicorn.Server):
     def _connections(self) -> list[Connection]:
         """Those that are open; looking at them may end some."""
         return [each for each in self.server_state.connections if isinstance(each, Connection)]
+
+
+async def _close(servers: list[asyncio.base_events.Server]) -> None:
+    """Listen no more, and lose nobody: asyncio makes the connection of who was accepted a turn
+    later, and resets it where the server is closed by then."""
+    for server in servers:
+        for each in server.sockets:
+            asyncio.get_running_loop().remove_reader(each.fileno())
+    await asyncio.sleep(0)
+    for server in servers:
+        server.close()
 
 
 def _uvicorn_config(app: ASGIApp) -> uvicorn.Config:
@@ -155,14 +203,11 @@ def _log_fault(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None
     log.error("%s%s", text, f": {error!r}" if error else "")
 
 
-def _tls(config: ServerConfig) -> ssl.SSLContext:
-    """The files were checked when the server was made."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=config.tls_client_ca)
-    assert config.tls_certificate
-    context.load_cert_chain(config.tls_certificate, config.tls_key)
+def _context(files: TlsFiles) -> ssl.SSLContext:
+    context = server_context(files)
     context.set_alpn_protocols(["http/1.1"])
-    if config.tls_client_ca:
-        context.verify_mode = ssl.CERT_REQUIRED
+    if files.client_ca:
+        require_clients(context, files.client_ca)
     return context
 
 

@@ -74,6 +74,8 @@ def refusal(refused: Refusal) -> Response:
 def error_response(status: int, details: str, retry_after: float | None = None) -> Response:
     """`{"error": details}`; `retry_after` is in seconds, and HTTP knows whole ones only."""
     headers = {} if retry_after is None else {"Retry-After": str(math.ceil(retry_after))}
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse({"error": details}, status, headers)
 
 

@@ -18,8 +18,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from serving.errors import InvalidInput, NotSupported
+from serving.errors import NotSupported
 from serving.http import asking, binary_tensors, encodings, infer_json, v2_admin
+from serving.http.asking import asker_of
 from serving.http.messages_json import as_json
 from serving.http.services import Services
 from serving.http.status import Endpoint, Refused, answering
@@ -31,10 +32,9 @@ from serving.transport import timing_metadata
 
 MODEL = "/v2/models/{model}"
 VERSION = MODEL + "/versions/{version}"
-# What only HTTP needs one for: in gRPC tensors are binary anyway.
+# What only HTTP needs one for: in gRPC tensors are binary anyway. Its raw binary request, which has
+# no JSON at all, is not taken: of a batch, the shape would have to be guessed from the length.
 EXTENSIONS = ("binary_tensor_data",)
-# Bytes that are translated on the event loop; more of them, on a thread.
-_LITTLE = 64 * 2**10
 
 Given = ParamSpec("Given")
 Made = TypeVar("Made")
@@ -83,54 +83,52 @@ class _V2:
 
     async def live(self, request: Request) -> Response:
         """200: the process answers."""
-        return JSONResponse(as_json(self._v2.ServerLive(pb.ServerLiveRequest(), _peer(request))))
+        return JSONResponse(as_json(self._v2.ServerLive(pb.ServerLiveRequest(), asker_of(request))))
 
     async def ready(self, request: Request) -> Response:
         """200 or 503."""
-        found = self._v2.ServerReady(pb.ServerReadyRequest(), _peer(request))
+        found = self._v2.ServerReady(pb.ServerReadyRequest(), asker_of(request))
         return JSONResponse(as_json(found), 200 if found.ready else 503)
 
     async def model_ready(self, request: Request) -> Response:
         """200, or 503, also for a model that is not known, as gRPC says "not ready" of both."""
         name, version = _model(request)
         asked = pb.ModelReadyRequest(name=name, version=version)
-        found = self._v2.ModelReady(asked, _peer(request))
+        found = self._v2.ModelReady(asked, asker_of(request))
         return JSONResponse({"name": name, **as_json(found)}, 200 if found.ready else 503)
 
     async def server_metadata(self, request: Request) -> Response:
         """Name, version, and extensions."""
-        found = as_json(self._v2.ServerMetadata(pb.ServerMetadataRequest(), _peer(request)))
+        found = as_json(self._v2.ServerMetadata(pb.ServerMetadataRequest(), asker_of(request)))
         return JSONResponse({**found, "extensions": [*found["extensions"], *EXTENSIONS]})
 
     async def metadata(self, request: Request) -> Response:
         """A model's."""
         name, version = _model(request)
         asked = pb.ModelMetadataRequest(name=name, version=version)
-        return JSONResponse(as_json(self._v2.ModelMetadata(asked, _peer(request))))
+        return JSONResponse(as_json(self._v2.ModelMetadata(asked, asker_of(request))))
 
     async def config(self, request: Request) -> Response:
         """A model's."""
         name, version = _model(request)
         asked = pb.ModelConfigRequest(name=name, version=version)
-        return JSONResponse(as_json(self._v2.ModelConfig(asked, _peer(request)).config))
+        return JSONResponse(as_json(self._v2.ModelConfig(asked, asker_of(request)).config))
 
     async def statistics(self, request: Request) -> Response:
         """A model's, or all; on a thread, as it reads the counters' files."""
         name, version = _model(request)
         asked = pb.ModelStatisticsRequest(name=name, version=version)
-        found = await run_in_threadpool(self._v2.ModelStatistics, asked, _peer(request))
+        found = await run_in_threadpool(self._v2.ModelStatistics, asked, asker_of(request))
         return JSONResponse(as_json(found))
 
     async def infer(self, request: Request) -> Response:
         """An answer in JSON, with binary data behind it where that was asked for."""
         asking.admit(self._services, request)
-        header, data = await self._read(request)
         name, version = _model(request)
-        size = len(header) + len(data)
-        try:
+        with asking.counted(self._services, request):
+            header, data = await self._read(request)
+            size = len(header) + len(data)
             asked = await _translated(size, infer_json.asked, name, version, header, data)
-        except InvalidInput as error:
-            raise self._refused(request, error, size) from None
         (outcome,) = await asking.ask(self._services, request, [asked.message])
         if isinstance(outcome, Refusal):
             raise Refused(outcome)
@@ -147,21 +145,13 @@ class _V2:
             instead = f", which is for JSON; with {binary_tensors.HEADER} it may be larger"
         body = await asking.body(self._services, request, most, instead)
         encoding = request.headers.get("content-encoding", "").lower()
-        try:
-            if encoding:
-                inflate = partial(encodings.inflated, body, encoding, most, instead)
-                body = await run_in_threadpool(inflate)
-            header, data = binary_tensors.split(body, json_length)
-        except InvalidInput as error:
-            raise self._refused(request, error, len(body)) from None
+        if encoding:
+            inflate = partial(encodings.inflated, body, encoding, most, instead)
+            body = await run_in_threadpool(inflate)
+        header, data = binary_tensors.split(body, json_length)
         if len(header) > MOST_JSON:
             raise HTTPException(413, f"the JSON is larger than {MOST_JSON} bytes")
         return header, data
-
-    def _refused(self, request: Request, error: InvalidInput, size: int) -> Refused:
-        """As what is malformed over gRPC: counted, and told to those who observe."""
-        caller = partial(asking.caller_of, "ModelInfer", request)
-        return Refused(self._services.inference.refuse(error, "", size, caller))
 
 
 def _answer(reply: Reply, binary: binary_tensors.Wanted, encoding: str) -> Response:
@@ -182,7 +172,7 @@ async def _translated(
     size: int, make: Callable[Given, Made], *args: Given.args, **kwargs: Given.kwargs
 ) -> Made:
     """Of so many bytes."""
-    if size <= _LITTLE:
+    if size <= asking.LITTLE:
         return make(*args, **kwargs)
     return await run_in_threadpool(make, *args, **kwargs)
 
@@ -198,7 +188,3 @@ def _get(path: str, endpoint: Endpoint) -> Route:
 def _model(request: Request) -> tuple[str, str]:
     """Name and version of the path; empty where it has none."""
     return request.path_params.get("model", ""), request.path_params.get("version", "")
-
-
-def _peer(request: Request) -> str:
-    return asking.peer_of(request)

@@ -1,8 +1,8 @@
 """V2's REST twin: what is in the repository, and what an administrator changes in a server.
 
-Who may is asked as over gRPC, by the peer's address. A page that a browser was led to by a name
-(DNS rebinding) speaks from that very address, so that changes are taken under no name but
-localhost.
+Who may is asked as over gRPC, by the role of a token, which no other page has, or by the peer's
+address. A page that a browser was led to by a name (DNS rebinding) speaks from that very address,
+so that without a token changes are taken under no name but localhost.
 
 https://github.com/triton-inference-server/server/tree/main/docs/protocol
 """
@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from serving.authorization import Asker
 from serving.errors import InvalidInput
 from serving.http import asking, strict_json
 from serving.http.guard import require_no_name
@@ -26,6 +27,7 @@ from serving.http.services import Services
 from serving.http.status import answering
 from serving.http.strict_json import Object
 from serving.pb import inference_pb2 as pb
+from serving.tokens import Need
 
 # Bytes of settings.
 MOST_SETTINGS = 64 * 2**10
@@ -60,7 +62,7 @@ class _Admin:
         """Every version, or with `ready` those that are served: an array."""
         ready = strict_json.optional(await self._given(request), "ready", False, "the request")
         asked = pb.RepositoryIndexRequest(ready=ready)
-        found = self._v2.RepositoryIndex(asked, asking.peer_of(request))
+        found = self._v2.RepositoryIndex(asked, asking.asker_of(request))
         return JSONResponse(listed(found.models))
 
     async def load(self, request: Request) -> Response:
@@ -102,16 +104,17 @@ class _Admin:
         return strict_json.parsed_object(await asking.body(self._services, request, MOST_SETTINGS))
 
     async def _changed(
-        self, request: Request, change: Callable[[Any, str], Message], asked: Message
+        self, request: Request, change: Callable[[Any, Asker], Message], asked: Message
     ) -> Response:
         return JSONResponse(as_json(await self._told(request, change, asked, True)))
 
     async def _told(
-        self, request: Request, rpc: Callable[[Any, str], Any], asked: Message, changes: bool
+        self, request: Request, rpc: Callable[[Any, Asker], Any], asked: Message, changes: bool
     ) -> Any:
-        if changes:
+        asker = asking.asker_of(request)
+        if changes and Need.ADMIN not in asker.roles:
             require_no_name(request.headers)
-        return await run_in_threadpool(rpc, asked, asking.peer_of(request))
+        return await run_in_threadpool(rpc, asked, asker)
 
 
 def _name_parameters(

@@ -61,6 +61,7 @@ class Batcher:
 
 _Slots = memoryview[float]
 _Spec = tuple[str, str, Sequence[int]]  # name, datatype, shape
+_Tls = tuple[bytes, bytes, bytes]  # certificate, key, clients' CA or nothing; PEM
 
 class ModelCounters:
     """What one version counts, into slots that nobody else writes; not what has none."""
@@ -92,7 +93,7 @@ class ServedModel:
 class Server:
     """The lane of one process: a thread that answers ModelInfer, and passes on all other calls.
 
-    Raises RuntimeError for a certificate or a key that cannot be read.
+    `start` and `renew_tls` raise RuntimeError for a certificate or a key that is no good.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class Server:
         *,
         upstream_path: str,
         settings: Mapping[str, float],
-        tls: tuple[str, str, str] | None,
+        tls: _Tls | None,
         key: bytes | None,
         refusal: Callable[[str, int], tuple[_Slots, _Slots]],
         request_bytes: _Slots,
@@ -110,8 +111,11 @@ class Server:
     ) -> None: ...
     def observer(self, counters: ModelCounters, warn: Callable[[str], None]) -> BatchObserver: ...
     def start(self, listeners: Sequence[int]) -> None: ...
+    def renew_tls(self, tls: _Tls) -> None: ...
     def set_routes(self, routes: Mapping[tuple[str, str], ServedModel]) -> None: ...
     def set_trace_rates(self, rates: Mapping[str, int]) -> None: ...
+    def set_tokens(self, tokens: Sequence[tuple[str, bytes, bool, float, float]]) -> None: ...
+    def wait_for_rate(self, name: str) -> float: ...
     def passed_on(self, more: int) -> None: ...
     @property
     def in_flight(self) -> int: ...

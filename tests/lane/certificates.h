@@ -8,8 +8,12 @@
 
 #include <cstdio>
 #include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <memory>
 #include <string>
+
+#include "wire.h"
 
 namespace lane {
 
@@ -28,6 +32,11 @@ class Directory {
  private:
   std::filesystem::path path_;
 };
+
+inline std::string content(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+}
 
 struct FreeCertificate {
   void operator()(X509* each) const { X509_free(each); }
@@ -59,6 +68,12 @@ class Authority {
         std::fopen(directory_.file(name + ".key").c_str(), "w"));
     REQUIRE(PEM_write_PrivateKey(file.get(), key.get(), nullptr, nullptr, 0, nullptr, nullptr));
     return directory_.file(name + ".pem");
+  }
+  // Of a server by the certificate that it signs as `name`, which takes clients of this CA only, or
+  // all clients.
+  TlsOptions serving(const std::string& name, bool clients = false) const {
+    const std::string certificate = content(sign(name, "DNS:localhost"));
+    return {certificate, content(directory_.file(name + ".key")), clients ? content(file()) : ""};
   }
 
  private:

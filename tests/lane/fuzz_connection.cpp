@@ -2,7 +2,8 @@
 // an upstream that answers what is passed on.
 //
 // The first byte of an input says in pieces of which size it arrives; from 0x80 on the connection
-// preface and an empty SETTINGS are put before it, so that the fuzzer need not find them.
+// preface and an empty SETTINGS are put before it, so that the fuzzer need not find them. Of
+// some of its values, ModelInfer needs a token.
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -20,6 +21,10 @@ using namespace lane;
 
 constexpr std::string_view preface("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0", 33);
 constexpr std::size_t most_steps = 64;
+// Of "0123456789abcdef0123456789abcdef", as the corpus has it.
+constexpr Digest token_sha256{0x3e, 0xb1, 0xbd, 0x43, 0x99, 0x47, 0xeb, 0x76, 0x29, 0x98, 0xe5,
+                              0x66, 0xcc, 0xc2, 0xe0, 0x99, 0xc7, 0x91, 0x11, 0x8b, 0x2f, 0x40,
+                              0x57, 0x9c, 0xc4, 0xf7, 0xda, 0x2b, 0x50, 0x61, 0xb7, 0xf9};
 
 void expect(bool holds) {
   if (!holds) std::abort();
@@ -96,16 +101,18 @@ class Echo : public Upstream {
 };
 
 struct Target {
-  Target() {
+  explicit Target(bool tokens) {
     const Signature signature{"times", "7", {{"x", "FP32", {-1, 1}}}, {{"y", "FP32", {-1, 1}}}, {}};
     auto batcher = std::make_shared<Batcher>(std::make_shared<Negating>(), BatcherOptions());
     auto model = std::make_shared<ServedModel>(signature, batcher,
                                                std::make_shared<ModelCounters>(ModelSeries()));
     ServiceOptions options;
     options.room = 100;
+    options.tokens = tokens;
     options.prediction_ids = false;
     service = std::make_unique<InferService>(options, outbox, nullptr, ServiceSeries());
     service->set_routes({{{"times", ""}, model}});
+    service->tokens.set({{"one", token_sha256, true, 1e6, 1e6}, {"two", {}, false}});
     limits.max_message_bytes = 64 * 1024;
     limits.max_streams = 16;
     limits.max_header_bytes = 4096;
@@ -176,7 +183,9 @@ struct Target {
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  static Target target;
-  target.run({reinterpret_cast<const char*>(data), size});
+  static Target open(false);
+  static Target guarded(true);
+  const bool tokens = size > 0 && data[0] % 17 == 16;
+  (tokens ? guarded : open).run({reinterpret_cast<const char*>(data), size});
   return 0;
 }

@@ -21,6 +21,8 @@ DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, _PUSH, PING, GOAWAY, WINDOW_UPDAT
 END_STREAM, END_HEADERS, ACK = 0x1, 0x4, 0x1
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 WITH_PREFACE = 0xBF  # in large pieces
+WITH_TOKENS = 0xBA  # likewise, and ModelInfer needs one
+TOKEN = "Bearer 0123456789abcdef0123456789abcdef"  # the one that is good
 
 
 def main(directory: Path) -> None:
@@ -34,6 +36,14 @@ def seeds() -> Iterator[tuple[str, bytes]]:
     """Each seed's name and bytes."""
     infer = headers(1) + data(1, framed(message()))
     yield "infer", bytes([WITH_PREFACE]) + infer
+    for name, token in {
+        "token": TOKEN,
+        "token-wrong": TOKEN + "0",
+        "token-other": "Basic x",
+    }.items():
+        asked = headers(1, authorization=token) + data(1, framed(message()))
+        again = headers(3, authorization=token) + data(3, framed(message()))
+        yield name, bytes([WITH_TOKENS]) + asked + again + headers(5)
     yield "infer-in-pieces", b"\x80" + infer
     yield "infer-drained", b"\x86" + infer + headers(3) + data(3, framed(message()))
     yield "infer-deadline", bytes([WITH_PREFACE]) + headers(1, grpc_timeout="1u") + b"\0"

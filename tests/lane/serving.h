@@ -105,7 +105,7 @@ inline std::vector<float> last_floats(const std::string& answer, std::size_t cou
 }
 
 struct Serving {
-  explicit Serving(std::size_t room = 100000, std::int64_t width = -1) {
+  explicit Serving(std::size_t room = 100000, std::int64_t width = -1, bool tokens = false) {
     Signature signature{
         "times", "7", {{"x", "FP32", {-1, width}}}, {{"y", "FP32", {-1, width}}}, {}};
     BatcherOptions options;
@@ -117,6 +117,7 @@ struct Serving {
     ServiceOptions serving;
     serving.room = room;
     serving.prediction_ids = false;
+    serving.tokens = tokens;
     service = std::make_unique<InferService>(serving, outbox, nullptr, ServiceSeries());
     service->set_routes({{{"times", ""}, model}, {{"times", "7"}, model}});
   }

@@ -71,8 +71,8 @@ class TestUpstream : public Upstream {
 
 struct Talk {
   explicit Talk(const Limits& limits = {}, const Http2Client::Options& options = {},
-                std::size_t room = 100000)
-      : serving(room), client(options) {
+                std::size_t room = 100000, bool tokens = false)
+      : serving(room, -1, tokens), client(options) {
     connection = std::make_unique<Connection>(
         1, Peer{"ipv4:10.0.0.9:5000", "CN=ada, O=a%b"}, limits, *serving.service,
         [this](Downstream& downstream) { return std::make_unique<TestUpstream>(downstream, log); },

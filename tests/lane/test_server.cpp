@@ -10,6 +10,7 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <string>
@@ -304,8 +305,7 @@ TEST_CASE("by TLS a call is answered, or passed on with the certificate's name")
   EchoServer echo(directory.file("grpc"));
   ServerOptions options;
   options.upstream_path = directory.file("grpc");
-  options.tls = TlsOptions{authority.sign("server", "DNS:localhost"),
-                           directory.file("server.key"), authority.file()};
+  options.tls = authority.serving("server", true);
   Lane lane(options);
   Caller caller(lane.port, {authority.file(), authority.sign("client", "DNS:client.example"),
                             directory.file("client.key")});
@@ -319,13 +319,57 @@ TEST_CASE("by TLS a call is answered, or passed on with the certificate's name")
   CHECK(caller.http[second].headers.at("identity") == "client.example");
 }
 
+TEST_CASE("what is renewed is for new connections, and those that are there go on") {
+  Directory directory;
+  Authority authority(directory);
+  Directory elsewhere;
+  Authority another(elsewhere);
+  ServerOptions options;
+  options.tls = authority.serving("server");
+  Lane lane(options);
+  const auto answered = [](Caller& caller) {
+    return caller.until_ended(caller.http.infer(times_request({1})));
+  };
+  Caller before(lane.port, {authority.file()});
+  REQUIRE(answered(before));
+  lane.server->renew(another.serving("server"));
+  Caller after(lane.port, {another.file()});
+  CHECK(answered(after));
+  CHECK(answered(before));
+  CHECK_THROWS_AS(lane.server->renew({"rubbish", "", ""}), std::runtime_error);
+  Caller still(lane.port, {another.file()});
+  CHECK(answered(still));
+}
+
+TEST_CASE("what is renewed while clients come is taken by each of them whole") {
+  Directory directory;
+  Authority authority(directory);
+  const TlsOptions one = authority.serving("one", true);
+  const TlsOptions two = authority.serving("two", true);
+  const std::string client = authority.sign("client", "DNS:client.example");
+  ServerOptions options;
+  options.tls = one;
+  Lane lane(options);
+  std::atomic<bool> over{false};
+  std::thread renewing([&] {
+    for (bool odd = false; !over; odd = !odd) lane.server->renew(odd ? one : two);
+  });
+  int answered = 0;
+  for (int count = 0; count < 30; ++count) {
+    Caller caller(lane.port, {authority.file(), client, directory.file("client.key")});
+    answered += caller.until_ended(caller.http.infer(times_request({1})));
+  }
+  over = true;
+  renewing.join();
+  CHECK(answered == 30);
+}
+
 TEST_CASE("who does not shake hands is let go in time") {
   Directory directory;
   Authority authority(directory);
   ServerOptions options;
   options.limits.handshake_timeout = 0.2;
-  options.tls = TlsOptions{authority.sign("server", "DNS:localhost"),
-                           directory.file("server.key"), ""};
+  options.tls = authority.serving("server");
   Lane lane(options);
   Caller silent(lane.port);
   CHECK(eventually([&] { return lane.server->connections() == 1; }));

@@ -13,10 +13,12 @@ import json
 import os
 import re
 import subprocess
+import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,6 +27,7 @@ import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from browsing import Draw, Visit, by_finger, by_mouse, by_pen, launched, on_pad
+from certificates import authority
 from conftest import (
     PATIENCE,
     ROOT,
@@ -36,9 +39,8 @@ from conftest import (
 )
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from playwright.sync_api import Browser, Locator, Playwright, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Playwright, Route, expect, sync_playwright
 from prometheus_client.parser import text_string_to_metric_families
-from test_tls import authority
 
 from deploy.service import latest
 from model_repository import HOLDOUT, read_manifest
@@ -182,6 +184,8 @@ def test_resnet18_knows_what_was_drawn_by_a_finger_on_a_phone(
     visiting: Visiting, served: Running, digit: str
 ) -> None:
     with visiting(served.http_url, **PHONE) as visit:
+        says = visit.model(TEN_DIGITS).locator(".says").bounding_box()
+        assert says["y"] + says["height"] <= NARROW["height"], "the answer is out of sight"
         pad = visit.pad()
         pad.scroll_into_view_if_needed()
         before = pad.bounding_box()
@@ -203,11 +207,68 @@ def test_models_answer_while_the_pointer_is_still_down(visit: Visit) -> None:
     mouse.up()
 
 
-def test_a_digit_that_was_cleared_is_answered_no_more(visit: Visit) -> None:
+def test_a_browser_without_coalesced_events_draws_too(visit: Visit) -> None:
+    visit.page.add_init_script("delete PointerEvent.prototype.getCoalescedEvents")
+    visit.page.reload()
+    draw(visit, "3")
+
+
+def test_a_browser_that_is_too_old_is_told_so(visit: Visit) -> None:
+    visit.page.add_init_script("delete AbortSignal.any")
+    visit.page.reload()
+    expect(visit.page.locator("#server")).to_contain_text("too old")
+
+
+def test_a_stroke_that_was_taken_back_under_the_pointer_does_not_grow_on(visit: Visit) -> None:
+    draw(visit, "3")
+    by_mouse(visit, "7")
+    visit.page.mouse.down()
+    for point in on_pad(visit, "7")[0]:
+        visit.page.mouse.move(*point)
+    for _ in range(2):  # with the button pressed: this stroke, and the 7
+        visit.page.keyboard.press("Control+z")
+    for point in on_pad(visit, "7")[0]:
+        visit.page.mouse.move(*point)
+    visit.page.mouse.up()
+    visit.expect_settled()
+    expect_label(visit, "3")
+
+
+def test_a_digit_that_is_cleared_before_its_answer_has_none(visit: Visit) -> None:
     draw(visit, "3")
     visit.page.locator("button#clear").click()
     expect(visit.page.locator("article[data-label]:visible")).to_have_count(0)
+    with held(visit) as release:
+        by_mouse(visit, "3")
+        release.wait()
+        with visit.page.expect_event("requestfailed"):  # the page has given it up
+            visit.page.locator("button#clear").click()
+    expect(visit.page.locator("article[data-label]:visible")).to_have_count(0)
     draw(visit, "7")
+
+
+@dataclass
+class Held:
+    """Requests of the page that are not let through yet."""
+
+    visit: Visit
+    routes: list[Route]
+
+    def wait(self) -> None:
+        """Until there is one."""
+        end = time.monotonic() + PATIENCE
+        while not self.routes and time.monotonic() < end:
+            self.visit.page.wait_for_timeout(10)  # which lets Playwright go on
+        assert self.routes
+
+
+@contextmanager
+def held(visit: Visit) -> Iterator[Held]:
+    """No picture is answered before the end."""
+    found = Held(visit, [])
+    visit.page.route("**/v1/classify", lambda route: found.routes.append(route))
+    yield found
+    visit.page.unroute("**/v1/classify")  # which lets them through
 
 
 def test_the_ten_digit_model_comes_first_with_all_its_probabilities(visit: Visit) -> None:
@@ -275,7 +336,6 @@ def test_a_file_that_is_no_image_is_said_to_be_none(visit: Visit) -> None:
     visit.page.locator("input#file").set_input_files(file)
     expect(status).not_to_have_text(before)
     draw(visit, "3")
-    visit.faults.clear()  # Chromium tells of each answer 400
 
 
 # Feedback
@@ -341,6 +401,53 @@ def test_each_model_is_told_once_of_each_picture(visit: Visit, served: Running) 
         tell(visit, name, "button.right")
     expected = Counter({(name, "7", "7", "true"): 2 for name in RESNETS})
     assert labels(served.metrics_url) - counted == expected
+    sent = [each for each in visit.addresses if urlsplit(each).path == "/v1/feedback"]
+    assert len(sent) == 2 * len(RESNETS)
+
+
+def test_a_label_waits_for_the_answer_to_the_picture_as_it_is(visit: Visit) -> None:
+    draw(visit, "7")
+    before = visit.model(TEN_DIGITS).get_attribute("data-prediction-id")
+    with held(visit) as release:
+        by_mouse(visit, "7")  # twice as thick
+        release.wait()
+        visit.model(TEN_DIGITS).locator("button.right").click()
+        expect(visit.model(TEN_DIGITS)).to_have_attribute("data-feedback", "sending")
+    with visit.page.expect_request("**/v1/feedback") as sent:
+        expect(visit.model(TEN_DIGITS)).to_have_attribute("data-feedback", "sent")
+    (told,) = sent.value.post_data_json["feedback"]
+    assert told["prediction_id"] != before
+    assert told["prediction_id"] == visit.model(TEN_DIGITS).get_attribute("data-prediction-id")
+
+
+def test_a_label_whose_answer_does_not_come_is_said_to_be_lost(visit: Visit) -> None:
+    draw(visit, "7")
+    with held(visit) as release:
+        by_mouse(visit, "7")
+        release.wait()
+        visit.model(TEN_DIGITS).locator("button.right").click()
+        visit.page.locator("button#clear").click()
+        expect(visit.page.locator("p#status")).to_contain_text("7 was not sent")
+
+
+def test_what_was_told_stays_in_words_and_the_matrix_is_not_made_anew(
+    visit: Visit, served: Running
+) -> None:
+    draw(visit, "7")
+    tell(visit, TEN_DIGITS, "button.right")
+    expect(visit.page.locator("p#status")).to_contain_text("counted as 7")
+    sevens = cells(quality(served, TEN_DIGITS))["7", "7"]
+    cell = visit.page.locator('#matrix td[data-truth="7"][data-predicted="7"]')
+    expect(cell).to_have_text(str(sevens))
+    with visit.page.expect_response("**/v1/quality"):
+        visit.page.evaluate(MARK)
+    with visit.page.expect_response("**/v1/quality"):  # by then the last one has been shown
+        pass
+    expect(visit.page.locator("#matrix table")).to_have_attribute("data-mark", "here")
+    expect(visit.page.locator("p#status")).to_contain_text("counted as 7")
+
+
+MARK = """document.querySelector("#matrix table").dataset.mark = "here" """
 
 
 def test_drawing_and_feedback_need_no_pointer(visit: Visit, served: Running) -> None:
@@ -455,7 +562,30 @@ def test_what_is_drawn_while_the_server_is_gone_is_answered_when_it_is_back(
             expect(visit.page.locator("#server")).to_have_attribute("data-state", "ready")
             tell(visit, "classifier", "button.right")
             assert labels(second.metrics_url).total() == 1
-        visit.faults.clear()  # Chromium tells of each answer that never came
+        visit.expect_faults(r"net::ERR_")  # of each answer that never came
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "body", "pause"),
+    [
+        (429, {"Retry-After": "2"}, '{"error": "no room"}', 2.0),
+        (502, {}, "<html>Bad Gateway</html>", 0.0),  # a proxy's
+    ],
+)
+def test_a_picture_that_was_turned_away_is_asked_about_again(
+    visit: Visit, status: int, headers: dict[str, str], body: str, pause: float
+) -> None:
+    refused: list[float] = []
+
+    def refuse(route: Route) -> None:
+        refused.append(time.monotonic())
+        route.fulfill(status=status, headers=headers, body=body)
+
+    visit.page.route("**/v1/classify", refuse, times=1)
+    draw(visit, "7")
+    (first,) = refused
+    assert time.monotonic() - first >= pause
+    visit.expect_faults(str(status))
 
 
 def expect_answered(visit: Visit, name: str) -> None:

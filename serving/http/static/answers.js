@@ -22,14 +22,17 @@ export class Answers {
   /**
    * @param {HTMLElement} container
    * @param {import("./card.js").Send} send
+   * @param {import("./card.js").Lost} lost
    */
-  constructor(container, send) {
+  constructor(container, send, lost) {
     this.#container = container;
     this.#send = send;
+    this.#lost = lost;
   }
 
   #container;
   #send;
+  #lost;
 
   /**
    * These models would answer now; the cards of others go.
@@ -40,7 +43,6 @@ export class Answers {
     const before = [...this.#cards.values()];
     const names = new Set(models.map((each) => each.name));
     for (const card of before) if (!names.has(card.model)) this.#cards.delete(card.model);
-    for (const each of models) this.#card(each);
     const after = models.map((each) => this.#card(each));
     if (after.length !== before.length || after.some((card, i) => card !== before[i])) {
       this.#cards = new Map(after.map((card) => [card.model, card]));
@@ -52,11 +54,14 @@ export class Answers {
   show(answers) {
     const unknown = answers.filter((each) => "label" in each && !this.#fits(each));
     if (unknown.length) this.expect(answers.map((each) => this.#expected(each)));
+    const silent = new Map(this.#cards);
     for (const each of answers) {
+      silent.delete(each.model);
       const card = this.#cards.get(each.model);
       if ("label" in each) card?.show(each);
       else card?.refuse(each);
     }
+    for (const card of silent.values()) card.clear(card.version);
   }
 
   /** The picture is another one, which is asked about. */
@@ -74,7 +79,7 @@ export class Answers {
   /** Nothing was asked, or what was said is of no interest any more. */
   clear() {
     this.#container.setAttribute("aria-busy", "false");
-    for (const card of this.#cards.values()) card.clear(card.element.dataset.version ?? "");
+    for (const card of this.#cards.values()) card.clear(card.version);
   }
 
   /**
@@ -102,8 +107,11 @@ export class Answers {
    */
   #card({ name, version, classes }) {
     const found = this.#cards.get(name);
-    if (found && found.classes.join(" ") === classes.join(" ")) return found;
-    const card = new Card(name, classes, this.#send);
+    if (found && found.classes.join(" ") === classes.join(" ")) {
+      found.expect(version);
+      return found;
+    }
+    const card = new Card(name, classes, this.#send, this.#lost);
     card.clear(version);
     this.#cards.set(name, card);
     return card;

@@ -4,6 +4,8 @@
  * Paths are relative to the page, so that it also works below a prefix of somebody's proxy.
  */
 
+import { askForToken, authorization } from "./token.js";
+
 /**
  * @typedef {{model: string, version: string, label: string, classes: string[],
  *   probabilities: number[], prediction_id: string, batch_size: number,
@@ -35,6 +37,10 @@
 const PATIENCE = 15;
 /** Seconds to wait where the server is full and does not say for how long. */
 const SOON = 1;
+/** Seconds that pauses grow to. */
+const LONGEST = 10;
+/** What a proxy says where the server behind it does not answer. */
+const NOBODY_BEHIND = new Set([502, 504]);
 
 /** The server answered, and did not do it. */
 export class Refused extends Error {
@@ -97,16 +103,24 @@ export function overview() {
   return request("v1/overview");
 }
 
+/** @returns {boolean} whether this browser has what the page needs: those of 2024 do */
+export function supported() {
+  return "any" in AbortSignal && "groupBy" in Map;
+}
+
 /**
- * Seconds after which to ask again what failed so, or null where that would not help.
+ * Seconds after which to ask again what failed so, or null where that would not help. They grow, are
+ * random, so that not all pages come back at once, and are no less than the server told.
  *
  * @param {unknown} error
  * @param {number} attempt how often it failed before
  * @returns {number | null}
  */
 export function again(error, attempt) {
-  if (error instanceof Away) return Math.min(10, 2 ** attempt);
-  return error instanceof Refused ? error.again : null;
+  const told = error instanceof Away ? 0 : error instanceof Refused ? error.again : null;
+  if (told === null) return null;
+  const grown = Math.min(LONGEST, 2 ** attempt);
+  return Math.max(told, grown / 2) + (Math.random() * grown) / 2;
 }
 
 /**
@@ -117,26 +131,40 @@ export function again(error, attempt) {
  */
 async function request(path, options = {}, signal = new AbortController().signal) {
   const late = AbortSignal.timeout(PATIENCE * 1000);
-  try {
-    const response = await fetch(path, { ...options, signal: AbortSignal.any([signal, late]) });
-    if (response.ok) return await response.json();
-    throw await refused(response);
-  } catch (error) {
-    if (error instanceof Refused || signal.aborted) throw error;
+  const ends = AbortSignal.any([signal, late]);
+  const headers = { ...options.headers, ...authorization() };
+  const told = { ...options, headers, signal: ends };
+  const { response, text } = await fetched(path, told).catch((error) => {
+    if (signal.aborted) throw error;
     throw new Away(late.aborted ? `no answer in ${PATIENCE} s` : "no connection");
-  }
+  });
+  if (response.status === 401) askForToken();
+  if (!response.ok) throw refused(response, text);
+  return JSON.parse(text);
+}
+
+/**
+ * @param {string} path
+ * @param {RequestInit} options
+ * @returns {Promise<{response: Response, text: string}>}
+ */
+async function fetched(path, options) {
+  const response = await fetch(path, options);
+  return { response, text: await response.text() };
 }
 
 /**
  * @param {Response} response
- * @returns {Promise<Refused>}
+ * @param {string} text its body
+ * @returns {Refused | Away}
  */
-async function refused(response) {
-  const text = await response.text();
-  const full = response.status === 429 || response.status === 503;
-  const told = Number(response.headers.get("Retry-After") ?? SOON);
-  const message = errorOf(text) || `${response.status} ${response.statusText}`;
-  return new Refused(response.status, message, full ? told || SOON : null);
+function refused(response, text) {
+  const { status, statusText, headers } = response;
+  const words = errorOf(text);
+  if (!words && NOBODY_BEHIND.has(status)) return new Away("nobody behind the proxy");
+  const full = status === 429 || status === 503;
+  const told = Number(headers.get("Retry-After") ?? SOON);
+  return new Refused(status, words || `${status} ${statusText}`, full ? told || SOON : null);
 }
 
 /**

@@ -12,6 +12,7 @@ import { duration, percent } from "./words.js";
 /** @typedef {import("./api.js").FeedbackResult} FeedbackResult */
 /**
  * @typedef {(model: string, predictionId: string, label: string) => Promise<FeedbackResult>} Send
+ * @typedef {(model: string, label: string) => void} Lost hears of labels that are not sent
  */
 
 /** What the server counts as no class of the model's. */
@@ -25,16 +26,19 @@ export class Card {
    * @param {string} model
    * @param {string[]} classes
    * @param {Send} send
+   * @param {Lost} lost
    */
-  constructor(model, classes, send) {
+  constructor(model, classes, send, lost) {
     this.model = model;
     this.classes = classes;
     this.#send = send;
+    this.#lost = lost;
     this.#build();
   }
 
   element = make("article", { class: "card" });
   #send;
+  #lost;
   #predictionId = "";
   #label = "";
   /** Whether what is on show is of the picture as it is. */
@@ -49,6 +53,16 @@ export class Card {
   #right = make("button", { class: "right", type: "button" });
   /** @type {{name: string, bar: HTMLElement, button: HTMLButtonElement}[]} */
   #columns = [];
+
+  /** @returns {string} the version that answered, or would */
+  get version() {
+    return this.element.dataset.version ?? "";
+  }
+
+  /** @param {string} version that would answer now; what is on show keeps its own */
+  expect(version) {
+    if (!this.#label) this.#see(version);
+  }
 
   /** @param {Answer} answer */
   show(answer) {
@@ -173,7 +187,9 @@ export class Card {
 
   /** @param {string} hindrance why nothing can be told, or was not, or nothing */
   #open(hindrance) {
+    const truth = this.#truth;
     this.#truth = null;
+    if (truth && !truth.sent) this.#lost(this.model, truth.label);
     for (const button of this.#buttons()) button.removeAttribute("aria-pressed");
     say(this.#told, hindrance);
     this.#enter(this.#predictionId ? "open" : "closed");

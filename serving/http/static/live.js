@@ -1,6 +1,7 @@
 /**
  * Asks about the latest picture while it changes: at most one request is under way, and what was
- * drawn meanwhile is asked next. Knows neither pictures nor answers.
+ * drawn meanwhile is asked next. What failed is asked again while the page is looked at. Knows
+ * neither pictures nor answers.
  */
 
 import { again } from "./api.js";
@@ -101,7 +102,7 @@ export class Live {
       this.#failed(error, delay);
     }
     if (delay === null) this.#settled = change;
-    else await this.#pause(delay);
+    else await this.#pause(delay).then(seen);
     return answered;
   }
 
@@ -118,4 +119,17 @@ export class Live {
       };
     });
   }
+}
+
+/** @returns {Promise<void>} once somebody may look at the page */
+function seen() {
+  return new Promise((resolve) => {
+    const look = () => {
+      if (document.hidden) return;
+      document.removeEventListener("visibilitychange", look);
+      resolve();
+    };
+    document.addEventListener("visibilitychange", look);
+    look();
+  });
 }

@@ -8,7 +8,7 @@ import * as api from "./api.js";
 import { byId, say } from "./elements.js";
 import { bring, read } from "./images.js";
 import { Live } from "./live.js";
-import { answering, inOrder, keyOf } from "./models.js";
+import { answering, keyOf } from "./models.js";
 import { Pad } from "./pad.js";
 import { Panel } from "./panel.js";
 import { QualityView } from "./quality.js";
@@ -33,14 +33,16 @@ const BUSY = new Set(["RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED"])
 const DRAW = "Draw a digit, or drop an image of one: each model answers as you draw.";
 const JUDGE = "Tell each model whether it was right, or click the digit that it was.";
 
-const pad = new Pad(/** @type {HTMLCanvasElement} */ (byId("pad")), changed, tell);
+const pad = new Pad(/** @type {HTMLCanvasElement} */ (byId("pad")), changed, mention);
 const live = new Live(api.classify, answered, failed);
-const answers = new Answers(byId("answers"), sendFeedback);
+const answers = new Answers(byId("answers"), sendFeedback, lost);
 const quality = new QualityView(byId("accuracies"), byId("matrix"));
 const panel = new Panel(byId("panel"), byId("span"));
+/** As style.css has it. */
+const narrow = matchMedia("(width < 44rem)");
 const normalised = /** @type {HTMLCanvasElement} */ (byId("normalised"));
 
-/** In the order in which they are shown. @type {import("./api.js").Model[]} */
+/** In the server's order, in which they are shown. @type {import("./api.js").Model[]} */
 let models = [];
 let away = false;
 /** The server's version when the page was loaded, which has this page's files. */
@@ -49,6 +51,8 @@ let version = "";
 let repeats = 0;
 /** The latest question about quality: an older answer would turn back what a label has moved. */
 let question = 0;
+/** Counts what came onto the pad: an image that takes longer to read than the next comes too late. */
+let pictures = 0;
 /** Timers. */
 let settling = 0;
 let next = 0;
@@ -56,17 +60,18 @@ let next = 0;
 /** There is another picture on the pad, or none. */
 function changed() {
   repeats = 0;
+  pictures += 1;
   clearTimeout(settling);
   byId("invitation").hidden = !pad.blank;
   if (!pad.blank) {
     answers.change();
     return ask();
   }
+  tell("");
   live.clear();
   answers.clear();
   showNormalised(null);
   say(byId("hint"), DRAW);
-  tell("");
 }
 
 /** Ask about what is on the pad. */
@@ -101,7 +106,7 @@ function failed(error, again) {
   showNormalised(null);
   if (error instanceof api.Away) return left();
   const message = error instanceof Error ? error.message : String(error);
-  tell(again === null ? message : `${message}: trying again in ${again} s.`);
+  tell(again === null ? message : `${message}: trying again in ${Math.ceil(again)} s.`);
 }
 
 /**
@@ -132,11 +137,14 @@ function showNormalised(image) {
 
 /** @param {File} file */
 async function brought(file) {
+  const mine = (pictures += 1);
   try {
-    pad.show(await read(file));
+    const image = await read(file);
+    if (mine !== pictures) return image.shown.close();
+    pad.show(image);
     tell("");
   } catch {
-    tell(`${file.name || "That"} is no image that this browser can read.`);
+    if (mine === pictures) tell(`${file.name || "That"} is no image that this browser can read.`);
   }
 }
 
@@ -147,7 +155,10 @@ async function brought(file) {
  * @returns {Promise<import("./api.js").FeedbackResult>}
  */
 async function sendFeedback(model, predictionId, label) {
-  const result = await persistently(predictionId, label);
+  const result = await persistently(predictionId, label).catch((error) => {
+    tell(`${model}: ${label} was not sent, ${error instanceof Error ? error.message : error}.`);
+    throw error;
+  });
   const card = models.find((each) => each.name === model && answering(models).includes(each));
   const counted = result.outcome === "COUNTED";
   tell(counted ? `${model}: counted as ${label}.` : `${model}: refused, ${result.reason}.`);
@@ -157,7 +168,16 @@ async function sendFeedback(model, predictionId, label) {
 }
 
 /**
- * A label counts once, however often it is sent: where an answer was lost, REPEATED is as good.
+ * @param {string} model
+ * @param {string} label that waited for an answer which does not come any more
+ */
+function lost(model, label) {
+  tell(`${model}: ${label} was not sent, as the picture has changed.`);
+}
+
+/**
+ * A server counts a label once, however often it is sent: REPEATED is as good as COUNTED. Another
+ * replica behind the same address knows nothing of that, and may count it again.
  *
  * @param {string} predictionId
  * @param {string} label
@@ -167,7 +187,7 @@ async function persistently(predictionId, label) {
   for (let attempt = 0; ; attempt++) {
     try {
       const result = await api.feedback(predictionId, label);
-      if (attempt === 0 || result.outcome !== "REPEATED") return result;
+      if (result.outcome !== "REPEATED") return result;
       return { outcome: "COUNTED", reason: "" };
     } catch (error) {
       const delay = api.again(error, attempt);
@@ -186,7 +206,7 @@ async function showQuality() {
 async function showOverview() {
   const overview = await api.overview();
   const before = versions(answering(models));
-  models = inOrder(overview.models);
+  models = overview.models;
   answers.expect(answering(models));
   panel.show(models, overview.history);
   returned(overview.server);
@@ -250,7 +270,19 @@ function showServer(state, words) {
 
 /** @param {string} words what happens, also for those who hear it */
 function tell(words) {
+  clearTimeout(settling);
   say(byId("status"), words);
+}
+
+/** @param {string} words said meanwhile: what the models say is still to be told */
+function mention(words) {
+  say(byId("status"), words);
+}
+
+/** Where there is no room beside the pad, answers come right below it, and what explains it later. */
+function arrange() {
+  const above = byId(narrow.matches ? "answers" : "status");
+  above.after(byId("aside"));
 }
 
 say(byId("hint"), DRAW);
@@ -259,4 +291,7 @@ byId("clear").addEventListener("click", () => pad.clear());
 byId("undo").addEventListener("click", () => pad.undo());
 document.addEventListener("visibilitychange", refresh);
 addEventListener("online", refresh);
-void refresh();
+narrow.addEventListener("change", arrange);
+arrange();
+if (api.supported()) void refresh();
+else showServer("unready", "this browser is too old for this page");

@@ -1,26 +1,9 @@
-/** Which models come first, and which of their versions answer. */
+/** Which versions of models answer, and what they are called by here. */
 
 /** @typedef {import("./api.js").Model} Model */
 
 /**
- * Ten digits before two, then the more accurate, then by name; of one name the newest first.
- *
- * @param {Model[]} models
- * @returns {Model[]}
- */
-export function inOrder(models) {
-  return [...models].sort(
-    (a, b) =>
-      Number(b.takes_digits) - Number(a.takes_digits) ||
-      b.classes.length - a.classes.length ||
-      (b.accuracy ?? 0) - (a.accuracy ?? 0) ||
-      a.name.localeCompare(b.name) ||
-      Number(b.version) - Number(a.version),
-  );
-}
-
-/**
- * Of models in that order, those that answer for their name: the newest version that is ready.
+ * Of models, in their order, those that answer for their name: the newest version that is ready.
  *
  * @param {Model[]} models
  * @returns {Model[]}

@@ -61,7 +61,7 @@ export class Pad {
 
   clear() {
     this.#strokes = [];
-    this.#image = null;
+    this.#hold(null);
     this.#pointer = null;
     this.#penDown = false;
     this.#after();
@@ -69,8 +69,9 @@ export class Pad {
 
   /** Take back the last stroke, or the image. */
   undo() {
-    if (this.#image) this.#image = null;
+    if (this.#image) this.#hold(null);
     else this.#strokes.pop();
+    this.#pointer = null;
     this.#penDown = false;
     this.#after();
   }
@@ -84,7 +85,7 @@ export class Pad {
     this.#strokes = [];
     this.#pointer = null;
     this.#penDown = false;
-    this.#image = image;
+    this.#hold(image);
     this.#after();
   }
 
@@ -134,7 +135,8 @@ export class Pad {
   /** @param {PointerEvent} event */
   #move(event) {
     if (event.pointerId !== this.#pointer) return;
-    const events = event.getCoalescedEvents();
+    // Browsers have it in secure contexts only: not for a server of the network without TLS.
+    const events = event.getCoalescedEvents?.() ?? [];
     for (const each of events.length ? events : [event]) this.#extend(this.#at(each));
     this.#after();
   }
@@ -173,6 +175,7 @@ export class Pad {
   /** @param {KeyboardEvent} event */
   #lift(event) {
     if (event.repeat) return;
+    this.#pointer = null;
     this.#penDown = !this.#penDown;
     if (this.#penDown) this.#begin(this.#pen);
     else this.#later();
@@ -188,9 +191,15 @@ export class Pad {
 
   /** @param {Point} point */
   #begin(point) {
-    this.#image = null;
+    this.#hold(null);
     this.#strokes.push([point]);
     this.#after();
+  }
+
+  /** @param {Brought | null} image in place of the one before, whose memory is freed */
+  #hold(image) {
+    this.#image?.shown.close();
+    this.#image = image;
   }
 
   /** @param {Point} point */

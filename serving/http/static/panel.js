@@ -17,6 +17,8 @@ const MOST_NAMED = 10;
 class Chart {
   #figures = make("span", { class: "figures" });
   #plot = make("div", { class: "plot" });
+  /** What is on show, as text: made anew only where that changed. */
+  #drawn = "";
 
   /** @param {string} title */
   constructor(title) {
@@ -32,6 +34,9 @@ class Chart {
    * @param {Curve[]} lines
    */
   show(ages, lines) {
+    const drawn = JSON.stringify([ages, lines.map((line) => line.values)]);
+    if (drawn === this.#drawn) return;
+    this.#drawn = drawn;
     const figures = lines.flatMap(figure);
     const told = figures.map((each) => each.textContent).join(", ") || "idle";
     if (this.#figures.textContent !== told) {

@@ -66,6 +66,9 @@ export class QualityView {
   #chosen = "";
   /** Counts of this matrix as it was, to tell what moved. @type {Map<string, number> | null} */
   #before = null;
+  #note = make("p", { class: "note" });
+  /** What the matrix shows, as text: made anew only where that changed. */
+  #drawn = "";
 
   /**
    * @param {HTMLElement} list
@@ -123,8 +126,8 @@ export class QualityView {
 
   /** @param {string} key */
   #choose(key) {
+    if (key !== this.#chosen) this.#before = null;
     this.#chosen = key;
-    this.#before = null;
     this.#show();
   }
 
@@ -132,10 +135,18 @@ export class QualityView {
     const line = this.#lines.get(this.#chosen);
     const quality = this.#known.get(this.#chosen);
     if (line) line.input.checked = true;
-    if (!quality) return this.#matrix.replaceChildren();
-    const classes = this.#models.get(this.#chosen)?.classes ?? named(quality);
+    if (!quality) {
+      this.#drawn = "";
+      return this.#matrix.replaceChildren();
+    }
+    const { classes: known = [] } = this.#models.get(this.#chosen) ?? {};
+    const classes = known.length ? known : named(quality);
+    say(this.#note, unlabelled(quality));
+    const drawn = JSON.stringify([this.#chosen, quality.confusion, classes]);
+    if (drawn === this.#drawn) return;
+    this.#drawn = drawn;
     const parts = classes.length > MOST_CLASSES ? [] : [this.#table(quality, classes)];
-    this.#matrix.replaceChildren(...parts, make("p", { class: "note" }, unlabelled(quality)));
+    this.#matrix.replaceChildren(...parts, this.#note);
   }
 
   /**

@@ -21,10 +21,12 @@ const char* name_of(Code code) {
     case Code::invalid_argument: return "INVALID_ARGUMENT";
     case Code::deadline_exceeded: return "DEADLINE_EXCEEDED";
     case Code::not_found: return "NOT_FOUND";
+    case Code::permission_denied: return "PERMISSION_DENIED";
     case Code::resource_exhausted: return "RESOURCE_EXHAUSTED";
     case Code::unimplemented: return "UNIMPLEMENTED";
     case Code::internal: return "INTERNAL";
     case Code::unavailable: return "UNAVAILABLE";
+    case Code::unauthenticated: return "UNAUTHENTICATED";
   }
   return "UNKNOWN";
 }

@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -29,6 +30,7 @@ namespace {
 
 using Spec = std::tuple<std::string, std::string, std::vector<std::int64_t>>;
 using Settings = std::map<std::string, double>;
+using Token = std::tuple<std::string, std::string, bool, double, double>;  // Grant's, in its order
 using Key = std::pair<std::string, std::string>;  // name and version
 
 std::vector<TensorSpec> specs_of(const std::vector<Spec>& specs) {
@@ -47,6 +49,13 @@ std::shared_ptr<ServedModel> served_model(std::string name, std::string version,
                       std::move(labels)};
   return std::make_shared<ServedModel>(std::move(signature), batcher.batcher(),
                                        std::move(counters));
+}
+
+using TlsTexts = std::tuple<std::string, std::string, std::string>;  // bytes of Python, PEM
+
+TlsOptions tls_of(const TlsTexts& texts) {
+  const auto& [certificate, key, client_ca] = texts;
+  return {certificate, key, client_ca};
 }
 
 Limits limits_of(const Settings& settings) {
@@ -69,21 +78,19 @@ Limits limits_of(const Settings& settings) {
 class PythonServer {
  public:
   PythonServer(std::string upstream_path, Settings settings,
-               std::optional<std::tuple<std::string, std::string, std::string>> tls,
-               std::optional<py::bytes> key, py::object refusal, py::object request_bytes,
-               py::object in_flight, const py::dict& connections, py::object failed)
+               const std::optional<TlsTexts>& tls, std::optional<py::bytes> key,
+               py::object refusal, py::object request_bytes, py::object in_flight,
+               const py::dict& connections, py::object failed)
       : settings_(std::move(settings)), outbox_(make_outbox()) {
     options_.upstream_path = std::move(upstream_path);
     options_.limits = limits_of(settings_);
     options_.max_connections = static_cast<std::size_t>(settings_.at("max_connections"));
-    if (tls) {
-      const auto& [certificate, private_key, client_ca] = *tls;
-      options_.tls = TlsOptions{certificate, private_key, client_ca};
-    }
+    if (tls) options_.tls = tls_of(*tls);
     ServiceOptions service;
     service.room = static_cast<std::size_t>(settings_.at("room"));
     service.priority_levels = static_cast<int>(settings_.at("priority_levels"));
     service.prediction_ids = key.has_value();
+    service.tokens = settings_.at("tokens") != 0;
     service.log_every = static_cast<std::uint64_t>(settings_.at("log_every"));
     service.failed = fault_logger(std::move(failed));
     auto signer = key ? std::make_shared<const Signer>(std::string(*key)) : nullptr;
@@ -107,6 +114,12 @@ class PythonServer {
     server_->start();
   }
 
+  // Once it has started.
+  void renew_tls(const TlsTexts& texts) {
+    const WithoutPython others_run;
+    server_->renew(tls_of(texts));
+  }
+
   void set_routes(const std::map<Key, std::shared_ptr<ServedModel>>& models) {
     Routes routes(models.begin(), models.end());
     const WithoutPython others_run;
@@ -116,6 +129,23 @@ class PythonServer {
   void set_trace_rates(const std::map<std::string, std::uint64_t>& rates) {
     const WithoutPython others_run;
     service_->set_trace_rates(rates);
+  }
+
+  void set_tokens(const std::vector<Token>& tokens) {
+    std::vector<Grant> grants;
+    for (const auto& [name, digest, infer, rate, burst] : tokens) {
+      Grant grant{name, {}, infer, rate, burst};
+      if (digest.size() != grant.digest.size()) throw std::invalid_argument("no SHA-256");
+      std::copy(digest.begin(), digest.end(), grant.digest.begin());
+      grants.push_back(std::move(grant));
+    }
+    const WithoutPython others_run;
+    service_->tokens.set(std::move(grants));
+  }
+
+  Seconds wait_for_rate(const std::string& name) {
+    const WithoutPython others_run;
+    return service_->tokens.wait(name, now());
   }
 
   void passed_on(int more) { service_->passed_on(more); }
@@ -158,16 +188,18 @@ void bind_server(py::module_& module) {
            py::arg("outputs"), py::arg("labels"), py::arg("batcher"), py::arg("counters"));
   py::class_<PythonServer>(module, "Server")
       .def(py::init<std::string, Settings,
-                    std::optional<std::tuple<std::string, std::string, std::string>>,
-                    std::optional<py::bytes>, py::object, py::object, py::object,
-                    const py::dict&, py::object>(),
+                    const std::optional<TlsTexts>&, std::optional<py::bytes>, py::object,
+                    py::object, py::object, const py::dict&, py::object>(),
            py::kw_only(), py::arg("upstream_path"), py::arg("settings"), py::arg("tls"),
            py::arg("key"), py::arg("refusal"), py::arg("request_bytes"), py::arg("in_flight"),
            py::arg("connections"), py::arg("failed"))
       .def("observer", &PythonServer::observer, py::arg("counters"), py::arg("warn"))
       .def("start", &PythonServer::start, py::arg("listeners"))
+      .def("renew_tls", &PythonServer::renew_tls, py::arg("tls"))
       .def("set_routes", &PythonServer::set_routes, py::arg("routes"))
       .def("set_trace_rates", &PythonServer::set_trace_rates, py::arg("rates"))
+      .def("set_tokens", &PythonServer::set_tokens, py::arg("tokens"))
+      .def("wait_for_rate", &PythonServer::wait_for_rate, py::arg("name"))
       .def("passed_on", &PythonServer::passed_on, py::arg("more"))
       .def_property_readonly("in_flight", &PythonServer::in_flight)
       .def("drain", &PythonServer::drain)

@@ -22,6 +22,8 @@ class TokenBucket {
     tokens_ -= 1;
     return true;
   }
+  // Seconds until there is one more, after one too many.
+  Seconds wait() const { return (1 - tokens_) / rate_; }
 
  private:
   double rate_;

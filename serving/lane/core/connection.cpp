@@ -208,6 +208,7 @@ struct Connection::State {
   StreamList receiving;  // ModelInfer requests of which not all has come
   StreamList answering;  // ModelInfer answers of which something is here that has not left
   AnswerTrailers trailers;
+  KnownToken token;
   // Beyond half of `max_buffered_bytes` one stream at a time goes on, until it is whole.
   std::deque<Stream*> held;
   const Stream* favoured = nullptr;
@@ -407,6 +408,11 @@ void Connection::State::headers_ended(Stream& stream) {
 void Connection::State::infer_begins(Stream& stream) {
   const bool logged = service.logs_next();
   const bool observed = logged || (service.traces_observed && stream.headers.sampled());
+  if (auto refusal = service.tokens.refuse(stream.headers.authorization(), token, now)) {
+    // Who observes refuses it itself, but for a rate, of which only one is to take.
+    const bool rated = refusal->reason == Reason::rate_limited;
+    if (!observed || rated) return refuse(stream, service.counted(std::move(*refusal)));
+  }
   // Who observes is told of what has no room, too, and so has to refuse it.
   const bool room = service.has_room() && !too_much_unsent();
   if (!observed && !room) return refuse(stream, service.refuse_unread());

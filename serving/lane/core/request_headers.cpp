@@ -72,11 +72,20 @@ void RequestHeaders::note(std::string_view name, std::string_view value) {
   } else if (name == "x-request-id") {
     request_id_ = kept_.size() - value.size();
     request_id_size_ = value.size();
+  } else if (name == "authorization") {
+    authorization_ = kept_.size() - value.size();
+    authorization_size_ = value.size();
+    ++authorizations_;
   }
 }
 
 std::string_view RequestHeaders::request_id() const {
   return std::string_view(kept_).substr(request_id_, request_id_size_);
+}
+
+std::string_view RequestHeaders::authorization() const {
+  if (authorizations_ != 1) return {};
+  return std::string_view(kept_).substr(authorization_, authorization_size_);
 }
 
 void RequestHeaders::note_timeout(std::string_view value) {

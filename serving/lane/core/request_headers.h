@@ -33,6 +33,9 @@ class RequestHeaders {
   // Of x-request-id, or empty; valid until another header comes.
   std::string_view request_id() const;
 
+  // Of authorization; empty where there is none, or more than one. As long as request_id().
+  std::string_view authorization() const;
+
   // What the call was chosen for, as peer_metadata.h has it, or that it was for nothing: to be told
   // to the server behind. The text must last.
   void choose(std::string_view what) { chosen_ = what; }
@@ -47,6 +50,9 @@ class RequestHeaders {
   std::size_t bytes_ = 0;
   std::size_t request_id_ = 0;  // where it is among those kept
   std::size_t request_id_size_ = 0;
+  std::size_t authorization_ = 0;  // likewise
+  std::size_t authorization_size_ = 0;
+  int authorizations_ = 0;
   std::string_view chosen_;
   bool post_ = false;
   bool infer_ = false;

@@ -68,6 +68,7 @@ struct Server::State {
   void dispatch(std::uint64_t key, std::uint32_t events, Seconds now);
   void deliver(Seconds now);
   bool accept_from(int listener, Seconds now);
+  std::shared_ptr<const Tls> newest_tls();
   void welcome(Descriptor socket, const std::string& address, Seconds now);
   void listen(bool on);
   void end_all();
@@ -88,7 +89,8 @@ struct Server::State {
   const std::shared_ptr<InferService> service;
   const std::shared_ptr<ServerOutbox> outbox;
   const std::size_t max_connections;
-  std::optional<Tls> tls;
+  std::shared_ptr<const Tls> tls;  // under its mutex; none is none for ever
+  std::mutex tls_mutex;
   std::vector<Descriptor> listeners;
   Shared shared;
   std::unordered_map<std::uint64_t, std::unique_ptr<Client>> clients;
@@ -122,7 +124,7 @@ Server::State::State(ServerOptions options, std::shared_ptr<InferService> servic
   for (const int fd : options.listeners) listeners.emplace_back(fd);
   if (options.upstream_path.size() >= sizeof(sockaddr_un::sun_path))
     throw std::runtime_error(options.upstream_path + ": too long for a Unix socket");
-  if (options.tls) tls.emplace(*options.tls);
+  if (options.tls) tls = std::make_shared<const Tls>(*options.tls);
   // So that to remember a client never needs memory.
   for (auto* list : {&shared.touched, &flushing}) list->reserve(max_connections);
   for (auto* list : {&shared.unread, &reading}) list->reserve(max_connections);
@@ -244,7 +246,8 @@ void Server::State::welcome(Descriptor socket, const std::string& address, Secon
   setsockopt(socket.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
   const std::uint64_t id = next_id++;
   try {
-    auto wire = tls ? tls->wire(std::move(socket)) : plain_wire(std::move(socket));
+    const auto by = newest_tls();
+    auto wire = by ? by->wire(std::move(socket)) : plain_wire(std::move(socket));
     auto& client = clients[id];
     client = std::make_unique<Client>(shared, id, std::move(wire), address, now);
   } catch (const std::exception&) {  // no memory, or no room in the epoll
@@ -252,6 +255,11 @@ void Server::State::welcome(Descriptor socket, const std::string& address, Secon
     clients.erase(id);
   }
   count_connections();
+}
+
+std::shared_ptr<const Tls> Server::State::newest_tls() {
+  std::lock_guard lock(tls_mutex);
+  return tls;
 }
 
 void Server::State::turn_away() {
@@ -338,6 +346,12 @@ Server::~Server() { stop(); }
 
 void Server::start() {
   state_->thread = std::thread([state = state_.get()] { state->run(); });
+}
+
+void Server::renew(const TlsOptions& options) {
+  auto made = std::make_shared<const Tls>(options);
+  std::lock_guard lock(state_->tls_mutex);
+  state_->tls.swap(made);
 }
 
 void Server::drain() {

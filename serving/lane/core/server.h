@@ -30,12 +30,15 @@ std::shared_ptr<Outbox> as_outbox(const std::shared_ptr<ServerOutbox>& outbox);
 
 class Server {
  public:
-  // Throws std::runtime_error for a certificate that cannot be read.
+  // Throws std::runtime_error for a certificate that is no good.
   Server(ServerOptions options, std::shared_ptr<InferService> service,
          std::shared_ptr<ServerOutbox> outbox);
   ~Server();  // as stop()
 
   void start();
+  // Connections that are accepted from now on go by it; of any thread. For a server with TLS.
+  // Throws std::runtime_error where it is no good, and all stays as it was.
+  void renew(const TlsOptions& tls);
   // Listen no more, and ask every client to go elsewhere; returns at once.
   void drain();
   // Whether no ModelInfer call is inside any more, be it passed on, after at most so many seconds.

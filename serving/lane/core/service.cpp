@@ -148,7 +148,7 @@ const std::pair<Slots, Slots>& InferService::State::slots_of(Code code, Reason r
 
 InferService::InferService(ServiceOptions options, std::shared_ptr<Outbox> outbox,
                            std::shared_ptr<const Signer> signer, ServiceSeries series)
-    : state_(std::make_unique<State>()) {
+    : tokens(options.tokens), state_(std::make_unique<State>()) {
   state_->logged.rate = options.log_every;
   state_->answering->options = std::move(options);
   state_->answering->outbox = std::move(outbox);
@@ -157,6 +157,10 @@ InferService::InferService(ServiceOptions options, std::shared_ptr<Outbox> outbo
   // Now, on a thread that may wait for who is asked, and not when the server is overloaded.
   state_->slots_of(Code::resource_exhausted, Reason::overloaded);
   state_->slots_of(Code::unavailable, Reason::draining);
+  if (!tokens.needed()) return;
+  state_->slots_of(Code::unauthenticated, Reason::unauthenticated);
+  state_->slots_of(Code::permission_denied, Reason::not_allowed);
+  state_->slots_of(Code::resource_exhausted, Reason::rate_limited);
 }
 
 InferService::~InferService() = default;
@@ -219,6 +223,10 @@ Refusal InferService::refuse_unread(Seconds retry) {
     const Seconds wait = std::max(retry, state_->answering->last_wait.load());
     refusal = {Code::resource_exhausted, Reason::overloaded, "the server is overloaded", wait};
   }
+  return counted(std::move(refusal));
+}
+
+Refusal InferService::counted(Refusal refusal) {
   const auto& [requests, rejected] = state_->slots_of(refusal.code, refusal.reason);
   requests.add(0, 1);
   rejected.add(0, 1);

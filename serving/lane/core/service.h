@@ -21,6 +21,7 @@
 #include "prediction_ids.h"
 #include "request.h"
 #include "signature.h"
+#include "tokens.h"
 
 namespace lane {
 
@@ -78,6 +79,7 @@ struct ServiceOptions {
   std::size_t room = 1;        // requests that may be inside
   int priority_levels = 1;
   bool prediction_ids = true;
+  bool tokens = false;         // callers need one
   std::uint64_t log_every = 0;  // one request in so many is to be logged, which is Python's; or 0
   std::function<void(const Fault&)> failed;  // throws nothing; called by a batch's thread
 };
@@ -127,6 +129,8 @@ class InferService {
   // How to refuse a request whatever it asks, where there is no room; to be made again after no
   // less than `retry`. Counted.
   Refusal refuse_unread(Seconds retry = kShortestRetry);
+  // Counts a refusal of what was not read.
+  Refusal counted(Refusal refusal);
   // Bytes that requests will have that are still being received, of all connections.
   std::size_t reserved = 0;
   // And of answers that wait for their clients.
@@ -144,6 +148,8 @@ class InferService {
   std::size_t inside() const;
   // The server is stopping.
   std::atomic<bool> draining{false};
+  // Who may call.
+  Tokens tokens;
   // Requests whose trace is to be recorded are passed on: Python makes the spans.
   std::atomic<bool> traces_observed{false};
 

@@ -15,10 +15,12 @@ enum class Code : int {
   invalid_argument = 3,
   deadline_exceeded = 4,
   not_found = 5,
+  permission_denied = 7,
   resource_exhausted = 8,
   unimplemented = 12,
   internal = 13,
   unavailable = 14,
+  unauthenticated = 16,
 };
 
 // serving/errors.py's Rejection, in its order.
@@ -32,6 +34,9 @@ enum class Reason : int {
   cancelled,
   failed,
   draining,
+  unauthenticated,
+  not_allowed,
+  rate_limited,
 };
 
 // Seconds after which a refused caller may try again, at least.

@@ -2,6 +2,7 @@
 // for.
 #include <arpa/inet.h>
 #include <openssl/err.h>
+#include <openssl/pem.h>
 #include <openssl/ssl.h>
 #include <openssl/x509v3.h>
 #include <sys/socket.h>
@@ -10,8 +11,8 @@
 #include <array>
 #include <new>
 #include <stdexcept>
-#include <system_error>
 #include <utility>
+#include <vector>
 
 #include "wire.h"
 
@@ -28,6 +29,8 @@ struct Freed {
 using ContextPtr = std::unique_ptr<SSL_CTX, Freed<SSL_CTX_free>>;
 using SslPtr = std::unique_ptr<SSL, Freed<SSL_free>>;
 using X509Ptr = std::unique_ptr<X509, Freed<X509_free>>;
+using KeyPtr = std::unique_ptr<EVP_PKEY, Freed<EVP_PKEY_free>>;
+using BioPtr = std::unique_ptr<BIO, Freed<BIO_free_all>>;
 struct FreeBytes {
   void operator()(unsigned char* bytes) const { OPENSSL_free(bytes); }
 };
@@ -36,14 +39,18 @@ using NamesPtr = std::unique_ptr<GENERAL_NAMES, Freed<GENERAL_NAMES_free>>;
 // Those of RFC 9113 9.2.2 for TLS 1.2: an ephemeral key exchange and an AEAD.
 constexpr const char* ciphers = "ECDHE+AESGCM:ECDHE+CHACHA20";
 
-[[noreturn]] void fail(const std::string& flag, const std::string& path) {
-  // The first of several is the cause; where that was the system's, its number is what counts.
-  const unsigned long code = ERR_peek_error();
-  const char* reason = ERR_reason_error_string(code);
-  std::string text = reason ? reason : "cannot be used";
-  if (ERR_SYSTEM_ERROR(code)) text = std::generic_category().message(ERR_GET_REASON(code));
+[[noreturn]] void fail(const std::string& flag) {
+  // The first of several is the cause.
+  const char* reason = ERR_reason_error_string(ERR_peek_error());
+  const std::string text = reason ? reason : "cannot be used";
   ERR_clear_error();
-  throw std::runtime_error(flag + ": " + path + ": " + text);
+  throw std::runtime_error(flag + ": " + text);
+}
+
+BioPtr reading(const std::string& pem) {
+  BioPtr bio(BIO_new_mem_buf(pem.data(), static_cast<int>(pem.size())));
+  if (!bio) throw std::bad_alloc();
+  return bio;
 }
 
 // RFC 7301: a client that does not speak HTTP/2 is refused in the handshake.
@@ -56,9 +63,6 @@ int choose_h2(SSL*, const unsigned char** chosen, unsigned char* size, const uns
   *chosen = out;
   return result == OPENSSL_NPN_NEGOTIATED ? SSL_TLSEXT_ERR_OK : SSL_TLSEXT_ERR_ALERT_FATAL;
 }
-
-// Nobody is there to be asked for a passphrase.
-int no_passphrase(char*, int, int, void*) { return -1; }
 
 void set_protocol(SSL_CTX* context) {
   SSL_CTX_set_min_proto_version(context, TLS1_2_VERSION);
@@ -76,20 +80,41 @@ void set_protocol(SSL_CTX* context) {
   SSL_CTX_set_session_id_context(context, reinterpret_cast<const unsigned char*>("lane"), 4);
 }
 
-void load_certificate(SSL_CTX* context, const TlsOptions& options) {
-  SSL_CTX_set_default_passwd_cb(context, no_passphrase);
-  if (SSL_CTX_use_certificate_chain_file(context, options.certificate.c_str()) != 1)
-    fail("--tls-certificate", options.certificate);
-  // Checks that it is the certificate's, too.
-  if (SSL_CTX_use_PrivateKey_file(context, options.key.c_str(), SSL_FILETYPE_PEM) != 1)
-    fail("--tls-key", options.key);
+// Nobody is there to be asked for a passphrase.
+int no_passphrase(char*, int, int, void*) { return -1; }
+
+// One at least.
+std::vector<X509Ptr> certificates_of(const std::string& flag, const std::string& pem) {
+  const BioPtr bio = reading(pem);
+  std::vector<X509Ptr> found;
+  while (X509* each = PEM_read_bio_X509_AUX(bio.get(), nullptr, no_passphrase, nullptr))
+    found.emplace_back(each);
+  // What follows the last one need not be PEM.
+  const bool ended = ERR_GET_REASON(ERR_peek_last_error()) == PEM_R_NO_START_LINE;
+  if (found.empty() || !ended) fail(flag);
+  ERR_clear_error();
+  return found;
 }
 
-void require_client_certificates(SSL_CTX* context, const std::string& path) {
-  STACK_OF(X509_NAME)* names = SSL_load_client_CA_file(path.c_str());
-  if (!names) fail("--tls-client-ca", path);
-  SSL_CTX_set_client_CA_list(context, names);  // which owns them from now on
-  if (SSL_CTX_load_verify_file(context, path.c_str()) != 1) fail("--tls-client-ca", path);
+void load_certificate(SSL_CTX* context, const TlsOptions& options) {
+  const auto chain = certificates_of("--tls-certificate", options.certificate);
+  bool taken = SSL_CTX_use_certificate(context, chain.front().get()) == 1;
+  for (std::size_t index = 1; index < chain.size(); ++index)
+    taken = taken && SSL_CTX_add1_chain_cert(context, chain[index].get()) == 1;
+  if (!taken) fail("--tls-certificate");
+  const KeyPtr key(
+      PEM_read_bio_PrivateKey(reading(options.key).get(), nullptr, no_passphrase, nullptr));
+  // Checks that it is the certificate's, too.
+  if (!key || SSL_CTX_use_PrivateKey(context, key.get()) != 1) fail("--tls-key");
+}
+
+void require_client_certificates(SSL_CTX* context, const std::string& pem) {
+  X509_STORE* trusted = SSL_CTX_get_cert_store(context);
+  for (const X509Ptr& each : certificates_of("--tls-client-ca", pem)) {
+    if (X509_STORE_add_cert(trusted, each.get()) != 1 ||
+        SSL_CTX_add_client_CA(context, each.get()) != 1)
+      fail("--tls-client-ca");
+  }
   SSL_CTX_set_verify(context, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, nullptr);
 }
 

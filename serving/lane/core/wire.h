@@ -36,14 +36,14 @@ std::unique_ptr<Wire> plain_wire(Descriptor socket);
 
 // TLS of a server, by OpenSSL, with ALPN "h2"; made once, and for each connection a wire.
 struct TlsOptions {
-  std::string certificate;  // files, PEM
+  std::string certificate;  // PEM, with those that lead to its CA
   std::string key;
   std::string client_ca;    // with one, clients must show a certificate that it signed
 };
 
 class Tls {
  public:
-  explicit Tls(const TlsOptions& options);  // throws std::runtime_error, naming the file
+  explicit Tls(const TlsOptions& options);  // throws std::runtime_error, naming the option
   ~Tls();
   std::unique_ptr<Wire> wire(Descriptor socket) const;
 
