@@ -133,6 +133,10 @@ def _values(
         variable = environment_name(option.name)
         text = flags.get(option.name)
         if isinstance(text, list):
+            if not all(
+                isinstance(each, str) for each in text
+            ):  # what argparse makes of --option=-- before Python 3.13
+                raise ConfigError(f"{_flag(option.name)}: -- is no value")
             text = ",".join(text)
         if text is not None:
             values[option.name] = _convert(option, kinds[option.name], text, _flag(option.name))

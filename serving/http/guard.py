@@ -66,6 +66,8 @@ class Guard:
             await send(message)
 
         app = self._app
+        if not scope["query_string"].isascii():  # as the HTTP parser in front has it, too
+            app = error_response(400, "the query is not ASCII: escape it")
         if scope["method"] not in ("GET", "HEAD", "OPTIONS") and from_elsewhere(headers):
             app = error_response(403, "requests from other sites' pages are not taken")
         try:
