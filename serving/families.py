@@ -155,7 +155,8 @@ class Exported:
     )
     tls_certificate_expiry = gauge(
         "inference_tls_certificate_expiry_timestamp_seconds",
-        "When the server's certificate ends, in seconds since 1970; in all workers, the earliest.",
+        "When the server's certificate ends, in seconds since 1970; in all workers, the earliest. 0"
+        " without TLS.",
         (),
         Merge.LIVE_LEAST,
     )

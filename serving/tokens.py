@@ -46,7 +46,7 @@ class Need(StrEnum):
     """What a call needs: nothing, any token, or one of a role."""
 
     NOTHING = "nothing"
-    TOKEN = "token"  # nosec B105: the word, not one of them
+    TOKEN = "token"  # nosec B105 # the word, not one of them
     INFER = "infer"
     FEEDBACK = "feedback"
     ADMIN = "admin"

@@ -9,7 +9,7 @@ import socket
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -203,5 +203,8 @@ def taken(url: str, pids: list[int]) -> list[int]:
 
 
 def sockets(pid: int) -> int:
-    links = [os.readlink(each) for each in Path(f"/proc/{pid}/fd").iterdir()]
+    links = []
+    for each in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            links.append(os.readlink(each))
     return sum(each.startswith("socket:") for each in links)

@@ -68,6 +68,8 @@ def test_every_serving_error_has_its_status_over_http() -> None:
         "NotAllowed": 403,
         "LoadFailed": 400,
         "NotSupported": 501,
+        "RateLimited": 429,
+        "Unauthenticated": 401,
     }
 
 
