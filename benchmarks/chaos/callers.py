@@ -39,6 +39,7 @@ RETRIES = {
     },
 }
 TIMEOUT = 20.0  # seconds for an answer
+WINDOW = 32  # requests of a stream that wait for their answers
 
 Wait = Callable[[], bool]  # until the next request is due; false where there is none
 
@@ -101,19 +102,22 @@ def _one_stream(
     outgoing: queue.SimpleQueue[pb.ModelInferRequest | None] = queue.SimpleQueue()
     asked: dict[str, float] = {}
     broken: list[grpc.RpcError] = []
+    room = threading.Semaphore(WINDOW)
     answers = stub.ModelStreamInfer(iter(outgoing.get, None))
 
     def read() -> None:
         try:
             for message in answers:
                 _take(message, asked, ledger)
+                room.release()
         except grpc.RpcError as error:
             broken.append(error)
+        room.release(WINDOW)  # nobody need wait for what does not come
 
     reader = threading.Thread(target=read)
     reader.start()
     more = True
-    while not broken and reader.is_alive() and (more := wait()):
+    while (more := wait()) and room.acquire(timeout=TIMEOUT) and reader.is_alive():
         value, number = float(numbers.randrange(1, 1000)), ledger.sent(STREAM)
         asked[str(number)] = value
         outgoing.put(request(value, str(number)))

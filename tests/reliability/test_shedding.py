@@ -29,7 +29,9 @@ SECONDS = 2.0  # of each load
 TRIES = 3  # others may take the machine's cores meanwhile: one quiet try is enough
 # Of the answers that a second of the server's CPU gave before, so that who else has the machine's
 # cores meanwhile is not in it; and of those that a second gave, in which those may be.
-GOODPUT, GOODPUT_BY_CLOCK = 0.8, 0.4
+# A refusal costs grpcio, which is Python, several times what it costs the lane.
+GOODPUT = {"native": 0.8, "grpcio": 0.6}
+GOODPUT_BY_CLOCK = 0.4
 GROWTH_MB = 64.0
 # Of all others: grpcio's core cancels some where a thousand wait that Python has not heard of
 # (grpc.server.max_pending_requests), as they do where others have the server's CPU for long.
@@ -160,7 +162,7 @@ def test_five_times_the_capacity_is_shed_and_is_over_when_it_ends(
             goodput /= capacity * SECONDS
             tries.append((goodput, by_clock, recovered, cancelled))
             quick = recovered is not None and recovered <= 1.0
-            enough = goodput >= GOODPUT and by_clock >= GOODPUT_BY_CLOCK
+            enough = goodput >= GOODPUT[transport] and by_clock >= GOODPUT_BY_CLOCK
             if quick and enough and cancelled <= CANCELLED:
                 return
     pytest.fail(f"by CPU, by the clock, seconds until all was as before, cancelled: {tries}")
