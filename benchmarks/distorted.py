@@ -47,7 +47,7 @@ class Distortion:
 def shadow(page: Page, random: np.random.Generator) -> Page:
     """Paper lit from one side, with a hand's shadow that ends within a twentieth of the side, and a
     camera's noise."""
-    angle, place = random.uniform(0, 2 * np.pi), random.uniform(-0.3, 0.3)
+    angle, place = random.uniform(0, 2 * np.pi), random.uniform(-0.3, 0.3)  # nosec B311 # no secret
     rows, columns = (np.linspace(-0.5, 0.5, side) for side in page.shape)
     along = rows[:, np.newaxis] * np.sin(angle) + columns * np.cos(angle)
     light = (0.85 + 0.2 * along) * (1 - DARK * np.clip((along - place) * 20, 0, 1))

@@ -122,7 +122,7 @@ async def _open(ask: Request, measured: Measured, start: float) -> None:
 
 def _times(rate: float, seconds: float) -> Iterator[float]:
     """When requests are due: the same in each run."""
-    source, due = random.Random(0), 0.0
+    source, due = random.Random(0), 0.0  # nosec B311 # no secret
     while (due := due + source.expovariate(rate)) < seconds:
         yield due
 

@@ -83,7 +83,7 @@ class Retries:
         if told is None or permanent or self.failures >= ATTEMPTS:
             return None
         longest = min(_LONGEST_PAUSE, _FIRST_PAUSE * _GROWTH ** (self.failures - 1))
-        pause = told + random.uniform(0.0, longest)
+        pause = told + random.uniform(0.0, longest)  # nosec B311 # no secret
         return pause if pause < left and self.budget.spend() else None
 
 

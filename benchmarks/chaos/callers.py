@@ -72,7 +72,7 @@ def is_right(answer: pb.ModelInferResponse, value: float, name: str) -> bool:
 
 def ask(address: str, ledger: Ledger, kind: str, wait: Wait, seed: int) -> None:
     """One call after the other."""
-    numbers = random.Random(seed)
+    numbers = random.Random(seed)  # nosec B311 # no secret
     with channel(address, retry=kind == RETRYING) as connection:
         stub = pb_grpc.GRPCInferenceServiceStub(connection)
         while wait():
@@ -88,7 +88,7 @@ def ask(address: str, ledger: Ledger, kind: str, wait: Wait, seed: int) -> None:
 
 def ask_by_streams(address: str, ledger: Ledger, kind: str, wait: Wait, seed: int) -> None:
     """Requests on a stream, answers as they come; what a stream leaves unanswered has failed."""
-    numbers = random.Random(seed)
+    numbers = random.Random(seed)  # nosec B311 # no secret
     with channel(address, retry=False) as connection:
         stub = pb_grpc.GRPCInferenceServiceStub(connection)
         while _one_stream(stub, ledger, wait, numbers):

@@ -104,7 +104,7 @@ def repository() -> Iterator[Repository]:
             yield Repository(Path(scratch), bounded=mounted)
         finally:
             if mounted:
-                subprocess.run(["umount", "--lazy", scratch], check=True)
+                subprocess.run(["umount", "--lazy", scratch], check=True)  # nosec B607 # root's PATH
 
 
 def _save(path: Path, factor: int) -> None:

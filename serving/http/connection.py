@@ -92,7 +92,7 @@ class Connection(HttpToolsProtocol):
         self._limits = limits
         self.timeout_keep_alive = math.ceil(limits.idle)  # seconds; uvicorn's own is 5
         self._since = time.monotonic()  # when it began to be idle, or to send a request
-        jitter = 1 + AGE_JITTER * random.uniform(-1, 1)
+        jitter = 1 + AGE_JITTER * random.uniform(-1, 1)  # nosec B311 # no secret
         self._ends = self._since + limits.age * jitter if limits.age else float("inf")
         self._in_head = False
         self._receiving = False  # a request has begun that is not whole
