@@ -102,6 +102,7 @@ class InferenceServer:
         self._group_ready = group_ready
         self._loaded = threading.Event()
         self._stopping = False
+        self._never = threading.Event()  # to wait by: libfaketime breaks time.sleep
         self._health = health.HealthServicer()
         self._metrics = Metrics(counters, version(), worker)
         self._authorization = Authorization(config)
@@ -214,7 +215,7 @@ class InferenceServer:
             self._grpc.stop(self._config.drain_timeout)
         # Open streams would hold gRPC's own wait to its end; only inference is worth waiting for.
         while self.receiving and time.monotonic() < end:
-            time.sleep(RECEIVED_WITHIN)
+            self._never.wait(RECEIVED_WITHIN)
         self.wait_until_idle(max(0.0, end - time.monotonic()))
         self._grpc.stop(min(LAST_ANSWERS, self._config.drain_timeout)).wait()
         if self._http:

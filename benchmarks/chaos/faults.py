@@ -114,7 +114,7 @@ def move_clock(world: World, fault: Fault) -> None:
     assert world.clock
     for offset in ("+3600", "-3600", "+0"):
         world.clock.write_text(f"{offset}\n")
-        time.sleep(0.7)
+        time.sleep(1.5)
 
 
 def send_garbage(world: World, fault: Fault) -> None:

@@ -146,7 +146,7 @@ def _clock(file: Path) -> dict[str, str]:
     return {
         "LD_PRELOAD": str(faketime()),
         "FAKETIME_TIMESTAMP_FILE": str(file),
-        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_CACHE_DURATION": "1",  # seconds until a jump is seen
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
     }
 
